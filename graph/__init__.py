@@ -1,0 +1,34 @@
+"""Stages over blocks, compiled into Dask task graphs; knows nothing of what the rows mean."""
+
+from stdist.graph.blocks import Blocks, tiles
+from stdist.graph.executors import Cluster, InProcess
+from stdist.graph.plan import Plan, make_plan
+from stdist.graph.progress import choose_progress
+from stdist.graph.reduce import add, by_name, concatenate, fold
+from stdist.graph.run import discard, resume, run_folders, run_in_memory, start, unfinished
+from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+
+__all__ = [
+    "Blocks",
+    "Cluster",
+    "Each",
+    "InProcess",
+    "Loop",
+    "Map",
+    "Plan",
+    "Program",
+    "Reduce",
+    "add",
+    "by_name",
+    "choose_progress",
+    "concatenate",
+    "discard",
+    "fold",
+    "make_plan",
+    "resume",
+    "run_folders",
+    "run_in_memory",
+    "start",
+    "tiles",
+    "unfinished",
+]

@@ -1,0 +1,83 @@
+"""Compile a stage into a plain graph with explicit, deterministic keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+
+from stdist.graph.blocks import Blocks
+from stdist.graph.executors import Graph
+from stdist.graph.reduce import fold
+from stdist.graph.sinks import Sink
+from stdist.graph.stage import Each, Map, Reduce
+from stdist.graph.task import (
+    Values,
+    run_combine,
+    run_item,
+    run_map_block,
+    run_reduce_block,
+)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a stage's tasks need beside the stage: key prefix, values, sink, record folder."""
+
+    prefix: str
+    values: Values
+    sink: Sink | None = None
+    done: str | None = None
+    fingerprint: str = ""
+
+
+def compile_stage(
+    stage: Map | Reduce | Each, blocks: Blocks, binding: Binding, finished: Collection[int] = ()
+) -> tuple[Graph, list[Hashable]]:
+    """Return the graph of a stage and the keys whose completion counts.
+
+    Blocks in `finished` are left out (except in reductions, whose partials are not kept). The last
+    watched key of a reduction is its root.
+    """
+
+    def key(kind: str, index: int) -> tuple[str, str, str, int]:
+        return (binding.prefix, stage.name, kind, index)
+
+    values = {name: binding.values[name] for name in stage.uses if name in binding.values}
+    graph: dict[Hashable, tuple] = {}
+    if isinstance(stage, Each):
+        for item in range(stage.n_items):
+            if item not in finished:
+                graph[key("item", item)] = (run_item, stage, item, values)
+        return graph, list(graph)
+    if isinstance(stage, Map):
+        for index in range(len(blocks)):
+            if index not in finished:
+                done = binding.done and f"{binding.done}/{index:06d}.json"
+                graph[key("block", index)] = (
+                    run_map_block,
+                    stage,
+                    index,
+                    blocks.bounds(index),
+                    values,
+                    binding.sink,
+                    done,
+                    binding.fingerprint,
+                )
+        return graph, list(graph)
+
+    leaves = []
+
+    def leaf(index: int) -> Hashable:
+        name = key("block", index)
+        graph[name] = (run_reduce_block, stage, index, blocks.bounds(index), values)
+        leaves.append(name)
+        return name
+
+    def combine(left: Hashable, right: Hashable) -> Hashable:
+        name = key("combine", len(graph) - len(leaves))
+        graph[name] = (run_combine, stage, left, right)
+        return name
+
+    # a generator: each combination enters the graph as soon as its inputs are there
+    root = fold((leaf(index) for index in range(len(blocks))), combine)
+    return graph, [*(name for name in leaves if name != root), root]

@@ -1,0 +1,217 @@
+"""Executors: the same graph in this process, or on a `dask.distributed` client.
+
+A graph is a dict ``{key: (function, *arguments)}`` in the order of its dependencies; an argument
+that is a key of the graph stands for that task's result.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+
+from stdist.store import PlanRefused, StdistError
+
+Graph = Mapping[Hashable, tuple]
+OnDone = Callable[[Hashable, Any], None]
+RETRIES = 2
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker offers: memory in bytes (None: unlimited), threads, memory already in use."""
+
+    n_workers: int
+    memory: int | None
+    threads: int
+    reserved: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that failed after its retries."""
+
+    key: Hashable
+    error: BaseException
+
+
+class Executor(Protocol):
+    """Runs graphs."""
+
+    def resources(self) -> Resources: ...
+    def run(
+        self, graph: Graph, watched: list[Hashable], on_done: OnDone
+    ) -> tuple[list[Failure], int]: ...
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Tell errors that every other task would meet too: a full disk, or wrong input."""
+    return isinstance(error, StdistError) or (isinstance(error, OSError) and error.errno in FATAL)
+
+
+class InProcess:
+    """Runs tasks one after the other in this process: for small data, and for tests."""
+
+    def resources(self) -> Resources:
+        """Return this process's share of the machine: three quarters of the free memory."""
+        process = psutil.Process()
+        free = psutil.virtual_memory().available
+        return Resources(
+            1, int(0.75 * free) + process.memory_info().rss, 1, process.memory_info().rss
+        )
+
+    def run(
+        self, graph: Graph, watched: list[Hashable], on_done: OnDone
+    ) -> tuple[list[Failure], int]:
+        """Run the graph; see `Cluster.run`."""
+        wanted, results, failures = set(watched), {}, []
+        uses = _count_uses(graph)
+        for key, (function, *arguments) in graph.items():
+            names = [a for a in arguments if isinstance(a, tuple) and a in graph]
+            if any(name not in results for name in names):
+                continue  # its input failed
+            inputs = [results[a] if isinstance(a, tuple) and a in graph else a for a in arguments]
+            result, error = _attempt(function, inputs)
+            for name in names:
+                uses[name] -= 1
+                if not uses[name]:
+                    del results[name]
+            if error is not None:
+                failures.append(Failure(key, error))
+                if is_fatal(error):
+                    break
+                continue
+            if uses[key]:
+                results[key] = result
+            if key in wanted:
+                on_done(key, result)
+        return failures, len(graph)
+
+
+def _count_uses(graph: Graph) -> dict[Hashable, int]:
+    uses = dict.fromkeys(graph, 0)
+    for _, *arguments in graph.values():
+        for argument in arguments:
+            if isinstance(argument, tuple) and argument in graph:
+                uses[argument] += 1
+    return uses
+
+
+def _attempt(function: Callable, inputs: list[Any]) -> tuple[Any, BaseException | None]:
+    error: BaseException | None = None
+    for _ in range(RETRIES + 1):
+        try:
+            return function(*inputs), None
+        except Exception as caught:  # noqa: BLE001 - reported with stage and block
+            error = caught
+            if is_fatal(caught):
+                break
+    return None, error
+
+
+class Cluster:
+    """Runs tasks on a `dask.distributed.Client`.
+
+    The scheduler queues tasks and hands each worker little more than it has threads, so in-flight
+    work is bounded; results of watched tasks are fetched as they come and released at once.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def resources(self) -> Resources:
+        """Return the smallest worker.
+
+        Raises
+        ------
+        PlanRefused
+            If the cluster has no worker within its ``stdist.wait-for-workers`` seconds.
+        """
+        import dask
+        from dask.utils import parse_timedelta
+
+        patience = parse_timedelta(dask.config.get("stdist.wait-for-workers", "120s"))
+        try:
+            self.client.wait_for_workers(1, timeout=patience)
+        except TimeoutError:
+            raise PlanRefused(
+                "no-workers",
+                f"the cluster has no worker after {patience:.0f} s",
+                place=str(self.client.scheduler_info()["address"]),
+                remedy="start workers, or raise stdist.wait-for-workers in Dask's configuration",
+            ) from None
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
+        used = self.client.run(_resident_bytes)
+        return Resources(
+            len(workers),
+            min(limits, default=None),
+            max(worker["nthreads"] for worker in workers),
+            max(used.values()),
+        )
+
+    def run(
+        self, graph: Graph, watched: list[Hashable], on_done: OnDone
+    ) -> tuple[list[Failure], int]:
+        """Run a graph, calling ``on_done(key, result)`` for each watched task that ends.
+
+        A task is retried `RETRIES` times, on any worker; when it fails for good the others still
+        finish, unless the cause would meet them too (`is_fatal`).
+
+        Returns
+        -------
+        failures
+            Watched tasks that failed, with the errors.
+        n_tasks
+            Number of tasks in the graph.
+        """
+        from distributed import as_completed
+        from distributed.client import FutureCancelledError
+
+        failures: list[Failure] = []
+        keys = {_text(key): key for key in watched}
+        futures = self.client.get(
+            _to_dask(graph), [_text(key) for key in watched], sync=False, retries=RETRIES
+        )
+        pending = as_completed(futures)
+        del futures
+        for future in pending:
+            key = keys[future.key]
+            if future.status == "finished":
+                on_done(key, future.result())
+                future.release()
+                continue
+            try:
+                error = future.exception()
+            except FutureCancelledError as cancelled:
+                error = cancelled
+            failures.append(Failure(key, error))
+            if is_fatal(error):
+                self.client.cancel(pending.futures.keys(), force=True)
+                break
+        return failures, len(graph)
+
+
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def _text(key: Hashable) -> str:
+    return "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _to_dask(graph: Graph) -> dict[str, Any]:
+    from dask._task_spec import Task, TaskRef
+
+    return {
+        _text(key): Task(
+            _text(key),
+            function,
+            *[TaskRef(_text(a)) if isinstance(a, tuple) and a in graph else a for a in arguments],
+        )
+        for key, (function, *arguments) in graph.items()
+    }

@@ -1,0 +1,181 @@
+"""Stages and programs: what is computed over blocks, declared as data.
+
+A kernel is called as ``kernel(rows, **inputs, **values, **options)``: `rows` is ``(start, stop)``,
+`inputs` are the rows of each source, `values` are the results of earlier stages (dicts of arrays)
+and `options` are small constants. It returns a dict of arrays. Kernels are module-level functions,
+so that they travel to workers by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stdist.graph.reduce import add
+from stdist.store import TILE_ROWS, Output, Source
+
+Arrays = Mapping[str, np.ndarray]
+Kernel = Callable[..., dict[str, Any]]
+Values = Mapping[str, Arrays]
+
+
+def no_workspace(rows: int) -> int:
+    """Workspace of a kernel that allocates nothing worth counting."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every stage declares.
+
+    Parameters
+    ----------
+    name
+        Name of the stage and of its value.
+    kernel
+        Function of the rows of one tile (or block), or of one item.
+    reads
+        Sources by argument name.
+    uses
+        Names of earlier stages whose values the kernel takes as arguments.
+    options
+        Small constants for the kernel.
+    workspace
+        Bytes that one kernel call allocates beyond its inputs and outputs, as a function of the
+        number of rows of the call.
+    nanoseconds
+        Guess of the kernel's time per row, for the plan.
+    """
+
+    name: str
+    kernel: Kernel
+    reads: Mapping[str, Source] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    workspace: Callable[[int], int] = no_workspace
+    nanoseconds: float = 0.0
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the sources, which agree."""
+        return next(iter(self.reads.values())).shape[0] if self.reads else 0
+
+
+@dataclass(frozen=True)
+class Map(Stage):
+    """One pass that writes: the kernel returns the rows of each output.
+
+    With ``whole_blocks`` the kernel sees a block at once; allowed only where rows do not interact
+    (no BLAS, no sums over rows), because tiles are what makes results independent of blocks.
+    `rows` gives the number of rows where a stage has no input (it generates them).
+    """
+
+    writes: Mapping[str, Output] = field(default_factory=dict)
+    whole_blocks: bool = False
+    rows: int | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the outputs."""
+        return self.rows if self.rows is not None else super().n_rows
+
+    def call_rows(self, block_length: int) -> int:
+        """Rows that one kernel call sees."""
+        return block_length if self.whole_blocks else TILE_ROWS
+
+
+@dataclass(frozen=True)
+class Reduce(Stage):
+    """One pass that sums up: partial statistics per tile, combined in a fixed tree.
+
+    `combine` merges two neighbours (default: add); `finalize(total, **values)` runs once, on the
+    client, and gives the value of the stage. `partial_bytes` is the size of one partial.
+    """
+
+    combine: Callable[[Any, Any], dict[str, Any]] = add
+    finalize: Callable[..., dict[str, Any]] | None = None
+    partial_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Each(Stage):
+    """Independent work on numbered items (column panels ...): ``kernel(item, **values)``.
+
+    `collect(list of results)` gives the value of the stage.
+    """
+
+    n_items: int = 1
+    collect: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Repeat a body of stages until ``converged(previous, current)``, checkpointing each round.
+
+    The state starts as the value of stage `initial`; inside the body it is the value `name`; the
+    value of the body's last stage is the next state. ``n_iterations`` is added to the state.
+    """
+
+    name: str
+    body: tuple[Reduce | Each, ...]
+    initial: str
+    converged: Callable[[Arrays, Arrays], bool]
+    max_iterations: int
+
+
+AnyStage = Map | Reduce | Each | Loop
+
+
+def no_results(values: Values) -> dict[str, Any]:
+    """Results of a program that writes nothing but its outputs."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A method bound to its data.
+
+    Parameters
+    ----------
+    name
+        Name under which the program can be built again from `parameters`.
+    stages
+        Stages in order.
+    parameters
+        JSON-able keyword arguments that build this program.
+    target
+        Store that the outputs go to; None for data in memory.
+    creates
+        True if the program makes the target.
+    results
+        Small elements computed from the values, written at the end: ``{"uns/pca": {...}}``.
+    """
+
+    name: str
+    stages: tuple[AnyStage, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    target: Path | None = None
+    creates: bool = False
+    results: Callable[[Values], Mapping[str, Any]] = no_results
+
+    def block_stages(self) -> list[Map | Reduce | Each]:
+        """All stages in order, with the bodies of loops in place of the loops."""
+        flat: list[Map | Reduce | Each] = []
+        for stage in self.stages:
+            flat += list(stage.body) if isinstance(stage, Loop) else [stage]
+        return flat
+
+    def outputs(self) -> list[Output]:
+        """Every array that the program writes."""
+        return [o for s in self.stages if isinstance(s, Map) for o in s.writes.values()]
+
+    def sources(self) -> list[Source]:
+        """Every source that the program reads, each once."""
+        found: dict[Source, None] = {}
+        for stage in self.block_stages():
+            found |= dict.fromkeys(stage.reads.values())
+        return list(found)

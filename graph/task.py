@@ -1,0 +1,209 @@
+"""What one task does: read a block, call the kernel tile by tile, write shards or fold partials.
+
+These functions run on workers. A task is safe to repeat: it opens its inputs itself, writes whole
+shards, and writes its record last.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from stdist.graph.blocks import tiles
+from stdist.graph.reduce import fold
+from stdist.graph.sinks import Sink
+from stdist.graph.stage import Arrays, Each, Map, Reduce
+from stdist.store import RunStopped, StdistError
+from stdist.store.manifest import Record, digest_bytes, write_atomically
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What one finished task did: seconds of wall and CPU time, bytes, and peak memory."""
+
+    stage: str
+    index: int
+    worker: str
+    started: float
+    seconds: float
+    cpu_seconds: float
+    bytes_read: int
+    bytes_written: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class ValueReference:
+    """A stage's value in a file; workers read it once and keep it (parameters travel once)."""
+
+    path: str
+    digest: str
+
+    def load(self) -> Arrays:
+        """Return the arrays."""
+        return _load_value(self.path, self.digest)
+
+
+@functools.lru_cache(maxsize=32)
+def _load_value(path: str, digest: str) -> Arrays:
+    data = Path(path).read_bytes()
+    if digest_bytes(data) != digest:
+        raise RunStopped(
+            "value-altered",
+            "a checkpointed value is not what was written",
+            place=path,
+            remedy="delete the file and `stdist resume`: the stage is computed again",
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+Values = Mapping[str, ValueReference | Arrays]
+
+
+def load_values(values: Values, names: tuple[str, ...]) -> dict[str, Arrays]:
+    """Resolve the named values."""
+    found = {name: values[name] for name in names}
+    return {n: v.load() if isinstance(v, ValueReference) else v for n, v in found.items()}
+
+
+@contextmanager
+def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
+    """Run a task's body on one BLAS thread, time it, and say where an error happened."""
+    _reset_peak()
+    started, wall, cpu = time.time(), time.perf_counter(), time.thread_time()
+    facts: dict[str, Any] = {"bytes_read": 0, "bytes_written": 0}
+    try:
+        with threadpool_limits(1), zarr.config.set({"async.concurrency": 4}):
+            yield facts
+    except StdistError:
+        raise
+    except Exception as error:
+        # the place travels with the error; its type and errno stay (a full disk must be seen)
+        error.add_note(f"in stage {stage!r}, {where}")
+        raise
+    facts["record"] = TaskRecord(
+        stage=stage,
+        index=index,
+        worker=f"{os.uname().nodename}:{os.getpid()}",
+        started=started,
+        seconds=time.perf_counter() - wall,
+        cpu_seconds=time.thread_time() - cpu,
+        bytes_read=facts["bytes_read"],
+        bytes_written=facts["bytes_written"],
+        peak_bytes=_peak(),
+    )
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _read(stage: Map | Reduce, start: int, stop: int, facts: dict[str, Any]) -> dict[str, Any]:
+    inputs = {name: source.read(start, stop) for name, source in stage.reads.items()}
+    facts["bytes_read"] = sum(_nbytes(block) for block in inputs.values())
+    return inputs
+
+
+def _nbytes(block: Any) -> int:
+    if sparse.issparse(block):
+        return block.data.nbytes + block.indices.nbytes + block.indptr.nbytes
+    return int(getattr(block, "nbytes", 0))
+
+
+def _slice(inputs: dict[str, Any], start: int, first: int, last: int) -> dict[str, Any]:
+    return {name: block[first - start : last - start] for name, block in inputs.items()}
+
+
+def run_map_block(
+    stage: Map,
+    index: int,
+    bounds: tuple[int, int],
+    values: Values,
+    sink: Sink,
+    done: str | None,
+    fingerprint: str,
+) -> TaskRecord:
+    """Compute and write one block; `done` is the file that records it."""
+    start, stop = bounds
+    where = f"block {index} (rows {start}:{stop})"
+    with measured(stage.name, index, where) as facts:
+        inputs = _read(stage, start, stop, facts)
+        loaded = load_values(values, stage.uses)
+        calls = [bounds] if stage.whole_blocks else list(tiles(start, stop))
+        results = [
+            stage.kernel(rows, **_slice(inputs, start, *rows), **loaded, **stage.options)
+            for rows in calls
+        ]
+        del inputs
+        files: list[Record] = []
+        for name, output in stage.writes.items():
+            rows = _join([result.pop(name) for result in results])
+            facts["bytes_written"] += _nbytes(rows)
+            files += sink.write(output, index, start, rows, fingerprint)
+    record: TaskRecord = facts["record"]
+    if done is not None:
+        body = {"task": asdict(record), "files": [asdict(file) for file in files]}
+        write_atomically(Path(done), json.dumps(body).encode())
+    return record
+
+
+def _join(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    return (
+        sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+    )
+
+
+Partial = tuple[dict[str, Any], tuple[TaskRecord, ...]]
+
+
+def run_reduce_block(stage: Reduce, index: int, bounds: tuple[int, int], values: Values) -> Partial:
+    """Compute the partial statistic of one block: a whole subtree of the tree over tiles."""
+    start, stop = bounds
+    with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
+        inputs = _read(stage, start, stop, facts)
+        loaded = load_values(values, stage.uses)
+        partials = (
+            stage.kernel(rows, **_slice(inputs, start, *rows), **loaded, **stage.options)
+            for rows in tiles(start, stop)
+        )
+        total = fold(partials, stage.combine)
+    return total, (facts["record"],)
+
+
+def run_combine(stage: Reduce, left: Partial, right: Partial) -> Partial:
+    """Combine the partials of two neighbours."""
+    return stage.combine(left[0], right[0]), left[1] + right[1]
+
+
+def run_item(stage: Each, item: int, values: Values) -> Partial:
+    """Compute one item."""
+    with measured(stage.name, item, f"item {item}") as facts:
+        result = stage.kernel(item, **load_values(values, stage.uses), **stage.options)
+    return result, (replace(facts["record"]),)

@@ -1,0 +1,104 @@
+"""One writer per store: a lock file with owner, host and heartbeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from stdist.store.errors import InputError
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+
+
+class StoreLock:
+    """Exclusive right to write into a store, for the time of a ``with`` block.
+
+    A lock whose process is gone (same host) or whose heartbeat is older than two minutes (other
+    host) is taken over.
+
+    Raises
+    ------
+    InputError
+        On entry, if another live run holds the lock; the text names it.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self.path, self.owner = path, owner
+        self._released = threading.Event()
+
+    def __enter__(self) -> StoreLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._create():
+            holder = self._holder()
+            if holder is not None and _alive(holder):
+                raise InputError(
+                    "store-locked",
+                    f"run {holder['owner']} is writing this store",
+                    place=f"{self.path} (process {holder['pid']} on {holder['host']})",
+                    remedy="wait for it, or stop it and use `stdist resume`",
+                )
+            self._set_aside()
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        process = psutil.Process()
+        body = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "started": process.create_time(),
+        }
+        # link() publishes a complete file or fails: O_EXCL would show an empty one first
+        temporary = self.path.with_name(f"{self.path.name}.{process.pid}.{id(self)}.partial")
+        temporary.write_text(json.dumps(body))
+        try:
+            os.link(temporary, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text()) | {"beat": self.path.stat().st_mtime}
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _set_aside(self) -> None:
+        # rename first: of two processes that take over a stale lock only one succeeds
+        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.stale")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return
+        aside.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self.path)
+            except FileNotFoundError:
+                return
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return time.time() - holder["beat"] < STALE_SECONDS
+    try:
+        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
+    except psutil.NoSuchProcess:
+        return False

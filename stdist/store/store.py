@@ -1,0 +1,97 @@
+"""A store: AnnData's layout on disk, opened without loading it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from stdist.store.elements import ArrayElement, open_element
+from stdist.store.errors import InputError
+
+
+class Store:
+    """Read access to the elements of a store.
+
+    Parameters
+    ----------
+    path
+        Folder of the store.
+
+    Raises
+    ------
+    InputError
+        If `path` is not a zarr v3 group in AnnData's layout.
+
+    Examples
+    --------
+    >>> store = Store("cohort.zarr")  # doctest: +SKIP
+    >>> store.n_obs, store.n_vars  # doctest: +SKIP
+    (1000000, 500)
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self.group = zarr.open_group(
+                str(self.path), mode="r", zarr_format=3, use_consolidated=False
+            )
+            kind = self.group.attrs.get("encoding-type")
+        except (FileNotFoundError, ValueError, NotADirectoryError):
+            kind = None
+        if kind != "anndata":
+            raise InputError(
+                "store-unknown",
+                "no stdist store (a zarr v3 group in AnnData's layout)",
+                place=str(self.path),
+                remedy="make one with `stdist convert INPUT STORE`",
+            )
+
+    @cached_property
+    def n_obs(self) -> int:
+        """Number of cells or spots."""
+        return int(self._index("obs").shape[0])
+
+    @cached_property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return int(self._index("var").shape[0])
+
+    @cached_property
+    def var_names(self) -> np.ndarray:
+        """Gene names, ``(n_vars,)`` of str."""
+        return self._index("var")[:].astype(str).astype(object)
+
+    def obs_names(self) -> np.ndarray:
+        """Cell names, ``(n_obs,)`` of str; read at every call because there may be many."""
+        return self._index("obs")[:].astype(str).astype(object)
+
+    def element(self, key: str) -> ArrayElement:
+        """Open an element as a block source; see `stdist.store.elements.open_element`."""
+        return open_element(self.path, key)
+
+    def has(self, key: str) -> bool:
+        """Tell whether the element `key` exists."""
+        return (self.path / key / "zarr.json").exists()
+
+    def keys(self, group: str) -> list[str]:
+        """Names of the elements of ``"obs"``, ``"layers"``, ``"obsm"`` ..."""
+        if group in ("obs", "var"):
+            return [str(name) for name in self._child(group).attrs["column-order"]]
+        return sorted(self._child(group).keys()) if self.has(group) else []
+
+    def uns(self, key: str) -> Any:
+        """Read one entry of ``uns`` (a dict of NumPy arrays and scalars)."""
+        from anndata.io import read_elem
+
+        return read_elem(self._child(f"uns/{key}"))
+
+    def _child(self, key: str) -> Any:
+        return zarr.open(str(self.path / key), mode="r", zarr_format=3)
+
+    def _index(self, frame: str) -> zarr.Array:
+        name = self._child(frame).attrs.get("_index", "_index")
+        return self._child(f"{frame}/{name}")
