@@ -5,7 +5,15 @@ from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
 from stdist.graph.progress import choose_progress
 from stdist.graph.reduce import add, by_name, concatenate, fold
-from stdist.graph.run import discard, resume, run_folders, run_in_memory, start, unfinished
+from stdist.graph.run import (
+    check_output,
+    discard,
+    resume,
+    run_folders,
+    run_in_memory,
+    start,
+    unfinished,
+)
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "Reduce",
     "add",
     "by_name",
+    "check_output",
     "choose_progress",
     "concatenate",
     "discard",

@@ -7,6 +7,7 @@ parts and a second pass of tasks, each owning one shard of ``data`` and ``indice
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from stdist.store import Output
 from stdist.store.encoding import create_array, encoding
 from stdist.store.layout import CSR_CHUNK, CSR_SHARD
 from stdist.store.manifest import record_file, write_atomically
-from stdist.store.writer import write_rows
+from stdist.store.writer import fit, open_for_writing, write_rows
 
 INDPTR_BAND = 2**20
 
@@ -43,6 +44,8 @@ def create_csr(root: Path, output: Output, n_rows: int, n_entries: int) -> None:
     """Create the group and the empty arrays of a CSR output."""
     if (root / output.key / "indptr" / "zarr.json").exists():
         return
+    # a crash between the three arrays leaves some of them: begin again
+    shutil.rmtree(root / output.key, ignore_errors=True)
     group = zarr.open_group(str(root), mode="r+", use_consolidated=False).require_group(output.key)
     shape = [n_rows, output.columns[0]]
     attributes = {"stdist": dict(output.attributes)} if output.attributes else {}
@@ -87,7 +90,8 @@ def run_assemble_shard(
             base = int(offsets[index])
             low, high = max(first, base), min(last, int(offsets[index + 1]))
             with np.load(part_path(Path(parts), output.key, index)) as part:
-                data[low - first : high - first] = part["data"][low - base : high - base]
+                entries = fit(part["data"][low - base : high - base], data.dtype, output.key)
+                data[low - first : high - first] = entries
                 indices[low - first : high - first] = part["indices"][low - base : high - base]
         files = []
         for name, values in (("data", data), ("indices", indices)):
@@ -104,7 +108,7 @@ def write_offsets(
     output: Output, blocks: Blocks, parts: str, sizes: np.ndarray, root: str, done: str, stage: str
 ) -> None:
     """Write ``indptr``, band by band, from the parts in row order."""
-    array = zarr.open_array(f"{root}/{output.key}/indptr", mode="r+")
+    array = open_for_writing(Path(root) / output.key / "indptr")
     pending, written, base = [np.zeros(1, np.int64)], 0, 0
     for index in range(len(blocks)):
         with np.load(part_path(Path(parts), output.key, index)) as part:

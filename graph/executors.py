@@ -7,6 +7,8 @@ that is a key of the graph stands for that task's result.
 from __future__ import annotations
 
 import errno
+import functools
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ import psutil
 from stdist.store import PlanRefused, StdistError
 
 Graph = Mapping[Hashable, tuple]
-OnDone = Callable[[Hashable, Any], None]
+OnDone = Callable[[Hashable, Callable[[], Any]], None]
 RETRIES = 2
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -88,8 +90,12 @@ class InProcess:
             if uses[key]:
                 results[key] = result
             if key in wanted:
-                on_done(key, result)
+                on_done(key, functools.partial(_same, result))
         return failures, len(graph)
+
+
+def _same(result: Any) -> Any:
+    return result
 
 
 def _count_uses(graph: Graph) -> dict[Hashable, int]:
@@ -157,7 +163,10 @@ class Cluster:
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
     ) -> tuple[list[Failure], int]:
-        """Run a graph, calling ``on_done(key, result)`` for each watched task that ends.
+        """Run a graph, calling ``on_done(key, fetch)`` for each watched task that ends.
+
+        ``fetch()`` returns the task's result; large results that nobody fetches stay where they
+        are.
 
         A task is retried `RETRIES` times, on any worker; when it fails for good the others still
         finish, unless the cause would meet them too (`is_fatal`).
@@ -173,27 +182,45 @@ class Cluster:
         from distributed.client import FutureCancelledError
 
         failures: list[Failure] = []
+        if not graph:
+            return failures, 0
         keys = {_text(key): key for key in watched}
         futures = self.client.get(
             _to_dask(graph), [_text(key) for key in watched], sync=False, retries=RETRIES
         )
-        pending = as_completed(futures)
+        pending = as_completed(futures, loop=self.client.loop)
         del futures
-        for future in pending:
-            key = keys[future.key]
-            if future.status == "finished":
-                on_done(key, future.result())
-                future.release()
-                continue
-            try:
-                error = future.exception()
-            except FutureCancelledError as cancelled:
-                error = cancelled
-            failures.append(Failure(key, error))
-            if is_fatal(error):
-                self.client.cancel(pending.futures.keys(), force=True)
-                break
+        try:
+            for future in pending:
+                key = keys[future.key]
+                if future.status == "finished":
+                    on_done(key, future.result)
+                    future.release()
+                    continue
+                try:
+                    error = future.exception()
+                except FutureCancelledError as cancelled:
+                    error = cancelled
+                failures.append(Failure(key, error))
+                if is_fatal(error):
+                    break
+        finally:
+            if not pending.is_empty():
+                self._abandon(list(pending.futures), {_text(key) for key in graph})
         return failures, len(graph)
+
+    def _abandon(self, futures: list[Any], keys: set[str]) -> None:
+        """Cancel what has not begun, and wait for what has: it still writes into the store."""
+        self.client.cancel(futures, force=True)
+        while self.client.status == "running":
+            running = self.client.run(_running_keys, on_error="ignore")
+            if not any(keys & names for names in running.values()):
+                return
+            time.sleep(0.05)
+
+
+def _running_keys(dask_worker: Any) -> set[str]:
+    return set(dask_worker.active_threads.values())
 
 
 def _resident_bytes() -> int:

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stdist.graph.task import TaskRecord, ValueReference
-from stdist.store.manifest import Record, digest_bytes, write_atomically
+from stdist.store.manifest import Record, digest_bytes, temporary_path, write_atomically
 
 
 class RunRecord:
@@ -27,7 +28,7 @@ class RunRecord:
 
     def write_json(self, name: str, body: Mapping[str, Any]) -> None:
         """Replace one of the small JSON files."""
-        text = json.dumps(body, indent=2, default=_plain)
+        text = json.dumps(body, indent=2, default=plain)
         write_atomically(self.folder / name, text.encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -45,13 +46,20 @@ class RunRecord:
             file.write(json.dumps(asdict(record)) + "\n")
 
     def events(self) -> list[TaskRecord]:
-        """Every task that ended; a last line cut short by a crash is left out."""
+        """Every task that ended; a line cut short by a crash is left out."""
         path = self.folder / "events.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [TaskRecord(**json.loads(line)) for line in lines]
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                found.append(TaskRecord(**json.loads(line)))
+        return found
 
     def attempts(self) -> int:
         """Count one more attempt and return its number."""
+        events = self.folder / "events.jsonl"
+        if events.exists() and not events.read_bytes().endswith(b"\n"):
+            with events.open("a") as file:  # the attempt before this one died while it wrote
+                file.write("\n")
         number = self.read_json("attempts.json").get("attempts", 0) + 1
         self.write_json("attempts.json", {"attempts": number})
         return number
@@ -60,7 +68,7 @@ class RunRecord:
         """Checkpoint a stage's value."""
         path = self.folder / "values" / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.partial")
+        temporary = temporary_path(path)
         with temporary.open("wb") as file:
             np.savez(file, **{key: np.asarray(value) for key, value in arrays.items()})
         data = temporary.read_bytes()
@@ -84,11 +92,10 @@ class RunRecord:
         """Folder of the records of a stage's finished tasks."""
         return self.folder / "done" / stage.replace("/", "-")
 
-    def finished(self, stage: str) -> dict[int, dict[str, Any]]:
-        """Finished tasks of a stage, by number."""
-        folder = self.done_folder(stage)
-        paths = sorted(folder.glob("*.json")) if folder.exists() else []
-        return {int(path.stem): json.loads(path.read_text()) for path in paths}
+    def finished(self, stage: str, root: Path) -> set[int]:
+        """Numbers of the finished tasks of a stage whose files under `root` are still there."""
+        paths = sorted(self.done_folder(stage).glob("*.json"))
+        return {int(path.stem) for path in paths if _files_exist(path, root)}
 
     def files(self) -> Iterator[Record]:
         """Every recorded file of every finished task."""
@@ -103,7 +110,17 @@ class RunRecord:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
+def _files_exist(done: Path, root: Path) -> bool:
+    """Tell whether the files of a finished task have their sizes (a power cut may empty them)."""
+    for fields in json.loads(done.read_text())["files"]:
+        file = root / fields["path"]
+        if not file.is_file() or file.stat().st_size != fields["nbytes"]:
+            return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """Turn what JSON does not know into plain Python values."""
     if isinstance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
     if isinstance(value, np.ndarray):

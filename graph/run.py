@@ -18,10 +18,10 @@ import numpy as np
 from stdist.graph.assemble import create_csr, part_sizes, run_assemble_shard, write_offsets
 from stdist.graph.blocks import Blocks
 from stdist.graph.compile import Binding, compile_stage
-from stdist.graph.executors import Executor, Failure, Graph, is_fatal
+from stdist.graph.executors import Executor, Graph, is_fatal
 from stdist.graph.plan import make_plan
 from stdist.graph.progress import Progress
-from stdist.graph.record import RunRecord
+from stdist.graph.record import RunRecord, plain
 from stdist.graph.sinks import MemorySink, StoreSink
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 from stdist.graph.task import TaskRecord, ValueReference
@@ -42,7 +42,7 @@ def fingerprint(program: Program) -> str:
         "inputs": [source.fingerprint() for source in program.sources()],
         "versions": {name: version(name) for name in VERSIONED},
     }
-    text = json.dumps(parts, sort_keys=True, default=str)
+    text = json.dumps(parts, sort_keys=True, default=plain)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -86,7 +86,7 @@ def start(
     """
     assert program.target is not None
     target = program.target
-    _check_output(program, overwrite)
+    check_output(program, overwrite)
     plan = make_plan(program, executor.resources(), block_length)
     _check_space(program, target)
     run = f"{program.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
@@ -101,6 +101,7 @@ def start(
                 remedy=f"continue it with `stdist resume {target}`, or drop it with "
                 f"`stdist resume {target} --discard`",
             )
+        check_output(program, overwrite)  # another run may have finished meanwhile
         staging.prepare()
         record = RunRecord(staging.run_folder)
         record.write_json(
@@ -160,17 +161,33 @@ def discard(target: Path) -> list[str]:
     """Remove the unfinished runs on `target` and what they staged; return their names."""
     names = []
     for folder in unfinished(target):
-        facts = RunRecord(folder).read_json("run.json")
+        record = RunRecord(folder)
+        facts = record.read_json("run.json")
         path = _lock_path_of(target, facts["creates"])
         with StoreLock(path, f"discard {facts['run']}"):
-            shutil.rmtree(partial_path(target) if facts["creates"] else folder)
+            if record.read_json("commit.json"):
+                raise InputError(
+                    "run-committing",
+                    f"run {facts['run']} is complete and was being switched in",
+                    place=str(folder),
+                    remedy=f"finish it with `stdist resume {target}`",
+                )
+            _remove(folder, partial_path(target) if facts["creates"] else folder)
         names.append(facts["run"])
     return names
 
 
-def run_in_memory(program: Program, executor: Executor) -> dict[str, Any]:
-    """Run a program whose sources are in memory; return its outputs and results by key."""
-    execution = _Execution(program, executor, None, None, None)
+def run_in_memory(
+    program: Program,
+    executor: Executor,
+    *,
+    block_length: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a program without a store; return its outputs and results by key."""
+    block_length = make_plan(program, executor.resources(), block_length).block_length
+    execution = _Execution(program, executor, None, None, progress)
+    execution.block_length = block_length
     return execution.compute_in_memory()
 
 
@@ -200,10 +217,10 @@ class _Execution:
         assert staging is not None
         facts = record.read_json("run.json")
         self.block_length, self.fingerprint = facts["block_length"], facts["fingerprint"]
-        self.prefix = f"{facts['run']}.{record.attempts()}"
         started, computing = time.time(), True
-        record.set_state("running")
         try:
+            self.prefix = f"{facts['run']}.{record.attempts()}"
+            record.set_state("running")
             if not record.read_json("commit.json"):
                 self._compute()
                 keys = [output.key for output in self.program.outputs()]
@@ -215,8 +232,16 @@ class _Execution:
                 staging.commit(record.files(), keys)
             else:
                 staging.finish_commit()
+            finished = RunRecord(staging.run_folder)
+            finished.tidy()
+            finished.set_state("done", seconds=time.time() - started)
+            (finished.folder / "commit.json").unlink()
         except BaseException as error:
-            record.set_state("stopped", error=f"{type(error).__name__}: {error}")
+            if record.folder.exists():
+                with suppress(OSError):  # on a full disk
+                    record.set_state("stopped", error=f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and is_fatal(error):  # on the client's side
+                raise _stopped(error, "the client's own files", staging.target) from error
             if isinstance(error, KeyboardInterrupt):
                 raise RunStopped(
                     "interrupted",
@@ -225,13 +250,10 @@ class _Execution:
                     remedy=f"continue with `stdist resume {staging.target}`",
                 ) from error
             if isinstance(error, InputError) and computing:  # found in the data: leave no trace
-                shutil.rmtree(staging.root if facts["creates"] else record.folder)
+                _remove(record.folder, staging.root if facts["creates"] else record.folder)
             raise
         finally:
             self.progress.close()
-        finished = RunRecord(staging.target / ".stdist" / "runs" / facts["run"])
-        finished.set_state("done", seconds=time.time() - started)
-        finished.tidy()
         return finished.folder
 
     def compute_in_memory(self) -> dict[str, Any]:
@@ -269,13 +291,17 @@ class _Execution:
         graph, watched = compile_stage(stage, blocks, Binding(self.prefix, self.values))
         total: dict[str, Any] = {}
 
-        def on_done(key: Hashable, result: Any) -> None:
+        share = sum(s.stored_bytes() for s in stage.reads.values()) // len(blocks)
+
+        def on_done(key: Hashable, fetch: Callable[[], Any]) -> None:
             if key == watched[-1]:
-                total.update(result[0])
-                for record in result[1]:
+                partial, records = fetch()
+                total.update(partial)
+                for record in records:
                     self._event(record)
-            else:
-                self.progress.advance(1, result[1][0].bytes_read)
+            if key[2] == "block":  # type: ignore[index]
+                # the leaves stay on the workers, so their bytes are a share of the input
+                self.progress.advance(1, share)
 
         self._run(stage.name, graph, watched, on_done, len(blocks), 0)
         if stage.finalize is None:
@@ -294,12 +320,12 @@ class _Execution:
         binding = Binding(self.prefix, self.values)
         graph, watched = compile_stage(stage, blocks, binding, results)
 
-        def on_done(key: Hashable, result: Any) -> None:
+        def on_done(key: Hashable, fetch: Callable[[], Any]) -> None:
             item = key[-1]  # type: ignore[index]
-            results[item] = result[0]
+            results[item], records = fetch()
             if self.record is not None and stage.n_items > 1:
-                self.record.save_value(f"{name}.item{item:06d}", result[0])
-            for record in result[1]:
+                self.record.save_value(f"{name}.item{item:06d}", results[item])
+            for record in records:
                 self._event(record)
             self.progress.advance(1, 0)
 
@@ -331,16 +357,15 @@ class _Execution:
                     else self._each(stage, f"{stage.name}.round{number:06d}")
                 )
                 self.values[stage.name] = self._save(stage.name, current)
+            if number + 1 == loop.max_iterations or loop.converged(previous, current):
+                # no checkpoint of the last round: a resume could not tell that it was the last
+                state = self._save(loop.name, {**current, "n_iterations": np.int64(number + 1)})
+                break
             state = self._save(f"{loop.name}.round{number:06d}", current)
             if self.record is not None and number:
                 self.record.drop_value(f"{loop.name}.round{number - 1:06d}")
-            if loop.converged(previous, current):
-                break
         self.prefix = attempt
-        last = state.load() if isinstance(state, ValueReference) else state
-        self.values[loop.name] = self._save(
-            loop.name, {**last, "n_iterations": np.int64(number + 1)}
-        )
+        self.values[loop.name] = state
 
     def _map(self, stage: Map) -> None:
         blocks = Blocks(stage.n_rows, self.block_length)
@@ -364,7 +389,7 @@ class _Execution:
             str(self.record.done_folder(stage.name)),
             self.fingerprint,
         )
-        done = self.record.finished(stage.name)
+        done = self.record.finished(stage.name, Path(root))
         graph, watched = compile_stage(stage, blocks, binding, done)
         self._run(stage.name, graph, watched, self._on_record, len(blocks), len(done))
         for output in stage.writes.values():
@@ -377,7 +402,7 @@ class _Execution:
         create_csr(Path(root), output, blocks.n_rows, int(sizes.sum()))
         name = f"{output.key}:assemble"
         folder = self.record.done_folder(name)
-        done = self.record.finished(name)
+        done = self.record.finished(name, Path(root))
         graph = {}
         n_shards = -(-int(sizes.sum()) // CSR_SHARD)
         for shard in range(n_shards):
@@ -391,7 +416,8 @@ class _Execution:
         if not offsets.exists():
             write_offsets(output, blocks, parts, sizes, root, str(offsets), self.fingerprint)
 
-    def _on_record(self, key: Hashable, record: TaskRecord) -> None:
+    def _on_record(self, key: Hashable, fetch: Callable[[], TaskRecord]) -> None:
+        record = fetch()
         self._event(record)
         self.progress.advance(1, record.bytes_read + record.bytes_written)
 
@@ -412,25 +438,28 @@ class _Execution:
         failures, _ = self.executor.run(graph, watched, on_done)
         self.progress.end()
         if failures:
-            self._stop(stage, failures)
+            worst = next((f for f in failures if is_fatal(f.error)), failures[0])
+            if self.record is None or isinstance(worst.error, StdistError):
+                raise worst.error
+            assert self.staging is not None
+            place = f"stage {stage!r}, task {worst.key} ({len(failures)} failed)"
+            raise _stopped(worst.error, place, self.staging.target) from worst.error
 
-    def _stop(self, stage: str, failures: list[Failure]) -> None:
-        worst = next((f for f in failures if is_fatal(f.error)), failures[0])
-        if isinstance(worst.error, StdistError):
-            raise worst.error
-        notes = "; ".join(getattr(worst.error, "__notes__", []))
-        if self.record is None:
-            raise worst.error
-        assert self.staging is not None
-        full = isinstance(worst.error, OSError) and is_fatal(worst.error)
-        raise RunStopped(
-            "disk-full" if full else "task-failed",
-            f"{type(worst.error).__name__}: {worst.error}",
-            place=notes or f"stage {stage!r}, task {worst.key}",
-            remedy=("free some space, then " if full else "remove the cause, then ")
-            + f"`stdist resume {self.staging.target}`; finished shards are kept "
-            f"({len(failures)} failed)",
-        ) from worst.error
+
+def _remove(run_folder: Path, staged: Path) -> None:
+    (run_folder / "run.json").unlink()  # from here on it is no run, whatever is still there
+    shutil.rmtree(staged)
+
+
+def _stopped(error: BaseException, place: str, target: Path) -> RunStopped:
+    full = isinstance(error, OSError) and is_fatal(error)
+    return RunStopped(
+        "disk-full" if full else "task-failed",
+        f"{type(error).__name__}: {error}",
+        place="; ".join([*getattr(error, "__notes__", []), place]),
+        remedy=("free some space, then " if full else "remove the cause, then ")
+        + f"`stdist resume {target}`; finished shards are kept",
+    )
 
 
 def _lock_path(program: Program) -> Path:
@@ -443,7 +472,8 @@ def _lock_path_of(target: Path, creates: bool) -> Path:
     return target.with_name(f".{target.name}.lock") if creates else target / ".stdist" / "lock"
 
 
-def _check_output(program: Program, overwrite: bool) -> None:
+def check_output(program: Program, overwrite: bool = False) -> None:
+    """Refuse an output that exists, or that is, contains or lies inside an input."""
     target = program.target
     assert target is not None
     place = target.resolve()
@@ -458,7 +488,7 @@ def _check_output(program: Program, overwrite: bool) -> None:
                     place=f"output {place}, input {path}",
                     remedy="choose another output path",
                 )
-        if target.exists():
+        if target.exists() and not unfinished(target):  # `start` says more of an unfinished run
             raise InputError(
                 "output-exists",
                 "the output exists",
@@ -467,7 +497,11 @@ def _check_output(program: Program, overwrite: bool) -> None:
             )
         return
     keys = {output.key for output in program.outputs()}
-    reads = {source.key for source in program.sources() if hasattr(source, "key")}
+    reads = {
+        source.key
+        for source in program.sources()
+        if hasattr(source, "key") and Path(source.store).resolve() == place
+    }
     if keys & reads:
         raise InputError(
             "output-is-input",
@@ -476,7 +510,7 @@ def _check_output(program: Program, overwrite: bool) -> None:
             remedy="choose another key_added",
         )
     taken = sorted(key for key in keys if (target / key).exists())
-    if taken and not overwrite:
+    if taken and not overwrite and not unfinished(target):
         raise InputError(
             "output-exists",
             f"the store already has {', '.join(taken)}",

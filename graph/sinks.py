@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stdist.store import Output
-from stdist.store.manifest import Record
-from stdist.store.writer import write_rows
+from stdist.store.manifest import Record, temporary_path
+from stdist.store.writer import fit, write_rows
 
 
 class Sink(Protocol):
@@ -50,7 +51,7 @@ def write_part(parts: Path, key: str, index: int, rows: sparse.csr_matrix) -> No
     """Write the CSR rows of one block, atomically."""
     path = part_path(parts, key, index)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
+    temporary = temporary_path(path)
     with temporary.open("wb") as file:
         np.savez(file, data=rows.data, indices=rows.indices, indptr=rows.indptr.astype(np.int64))
     temporary.replace(path)
@@ -66,12 +67,13 @@ class MemorySink:
     def write(self, output: Output, index: int, start: int, rows: Any, stage: str) -> list[Record]:
         """Keep one block."""
         if output.kind == "csr":
-            self.arrays.setdefault(output.key, []).append(rows)
+            self.arrays.setdefault(output.key, {})[index] = rows
             return []
         if output.key not in self.arrays:
             dtype = object if output.dtype == "str" else output.dtype
             self.arrays[output.key] = np.empty((self.n_rows, *output.columns), dtype)
-        self.arrays[output.key][start : start + len(rows)] = rows
+        values = self.arrays[output.key]
+        values[start : start + len(rows)] = fit(rows, values.dtype, output.key)
         return []
 
     def finished(self, outputs: Mapping[str, Output]) -> dict[str, Any]:
@@ -80,6 +82,8 @@ class MemorySink:
         for name, output in outputs.items():
             kept = self.arrays[output.key]
             if output.kind == "csr":
-                kept = sparse.vstack(kept, format="csr")
+                kept = sparse.vstack([kept[index] for index in sorted(kept)], format="csr")
+            if output.kind == "categorical":
+                kept = pd.Categorical.from_codes(kept, categories=list(output.categories))
             done[name] = kept.T if output.kind == "transposed" else kept
         return done

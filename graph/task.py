@@ -163,6 +163,9 @@ def run_map_block(
         files: list[Record] = []
         for name, output in stage.writes.items():
             rows = _join([result.pop(name) for result in results])
+            if rows.shape[0] != stop - start:
+                message = f"the kernel returned {rows.shape[0]} rows of {name!r}"
+                raise ValueError(message)
             facts["bytes_written"] += _nbytes(rows)
             files += sink.write(output, index, start, rows, fingerprint)
     record: TaskRecord = facts["record"]

@@ -1,3 +1,29 @@
-"""stdist: out-of-core, distributed spatial transcriptomics."""
+"""stdist: out-of-core, distributed spatial transcriptomics.
+
+Namespaces, loaded when first used: ``pp`` (preprocess), ``tl`` (methods), ``io`` (open, convert),
+``metrics``, ``pl`` (plots); functions ``connect`` (a Dask cluster) and ``simulate``.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_NAMESPACES = ("graph", "io", "metrics", "pl", "pp", "tl")
+_FUNCTIONS = {"connect": "stdist.cluster", "simulate": "stdist.methods.simulate"}
+
+__all__ = ["connect", "graph", "io", "metrics", "pl", "pp", "simulate", "tl"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a namespace or a function when it is first used: `import stdist` stays fast."""
+    if name in _NAMESPACES:
+        return import_module(f"stdist.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
+    message = f"module 'stdist' has no attribute {name!r}"
+    raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 @functools.lru_cache(maxsize=512)
-def _open_array(path: str, mtime_ns: int) -> zarr.Array:
+def _open_array(path: str, stamp: tuple[int, ...]) -> zarr.Array:
     return zarr.open_array(path, mode="r", zarr_format=3)
 
 
@@ -39,7 +39,7 @@ def open_array(store: str, key: str) -> zarr.Array:
     """Open one array of a store, cached per process until its metadata file changes."""
     path = Path(store) / key
     try:
-        stamp = (path / "zarr.json").stat().st_mtime_ns
+        stamp = manifest.stamp(path / "zarr.json")
     except FileNotFoundError:
         raise CorruptionError(
             "array-missing",
@@ -51,7 +51,7 @@ def open_array(store: str, key: str) -> zarr.Array:
 
 
 @functools.lru_cache(maxsize=65536)
-def _check_file(path: str, mtime_ns: int, size: int, digest: str) -> bool:
+def _check_file(path: str, stamp: tuple[int, ...], digest: str) -> bool:
     return manifest.digest_bytes(Path(path).read_bytes()) == digest
 
 
@@ -69,6 +69,7 @@ def check_rows(store: str, key: str, start: int, stop: int) -> None:
     records = manifest.load(store)
     if f"{key}/zarr.json" not in records or stop <= start:
         return
+    _check_shard(store, f"{key}/zarr.json", records)
     array = open_array(store, key)
     rows = (array.shards or array.chunks)[0]
     grid = [
@@ -87,20 +88,20 @@ def _check_shard(store: str, name: str, records: manifest.Manifest) -> None:
     if record is None:
         raise CorruptionError(
             "shard-unrecorded",
-            f"shard {name} is not in the manifest",
+            f"file {name} is not in the manifest",
             place=str(path),
             remedy="run `stdist verify` on the store",
         )
     try:
-        stat = path.stat()
+        intact, missing = _check_file(str(path), manifest.stamp(path), record.digest), False
     except FileNotFoundError:
-        stat = None
-    if stat is None or not _check_file(str(path), stat.st_mtime_ns, stat.st_size, record.digest):
+        intact, missing = False, True
+    if not intact:
         raise CorruptionError(
-            "shard-missing" if stat is None else "shard-altered",
-            f"shard {name} is missing" if stat is None else f"shard {name} is not what was written",
+            "shard-missing" if missing else "shard-altered",
+            f"file {name} is missing" if missing else f"file {name} is not what was written",
             place=str(path),
-            remedy="restore the shard from a copy or write the element again; "
+            remedy="restore the file from a copy or write the element again; "
             "`stdist verify` lists all damage",
         )
 
@@ -180,7 +181,8 @@ class CodesElement(ArrayElement):
     @property
     def categories(self) -> np.ndarray:
         """The labels, as Python strings."""
-        return open_array(self.store, f"{self.key}/categories")[:].astype(str).astype(object)
+        labels = ArrayElement(self.store, f"{self.key}/categories")
+        return labels.read(0, labels.shape[0]).astype(object)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return codes ``start:stop`` as int32 of shape ``(stop - start,)``."""
@@ -226,11 +228,14 @@ class CsrElement(ArrayElement):
 
     def _most_entries(self, rows: int) -> int:
         indptr = open_array(self.store, f"{self.key}/indptr")
-        n_rows = indptr.shape[0] - 1
-        edges = [*range(0, n_rows, rows), n_rows]
+        length, band = indptr.shape[0], (indptr.shards or indptr.chunks)[0]
         # indptr is read band by band: 8 bytes x rows would not fit a client at 10^9 cells
-        offsets = [int(indptr[edge]) for edge in edges]
-        return int(np.max(np.diff(offsets), initial=0))
+        offsets = [
+            np.asarray(indptr[first : min(length, first + band)])[-first % rows :: rows]
+            for first in range(0, length, band)
+        ]
+        edges = np.concatenate([*offsets, np.asarray(indptr[length - 1 :])])
+        return int(np.max(np.diff(edges), initial=0))
 
 
 def _itemsize(array: zarr.Array) -> int:
@@ -245,11 +250,11 @@ def _element_records(store: str, key: str) -> list[manifest.Record]:
     if records:
         return records
     paths = sorted(path for path in (root / key).rglob("*") if path.is_file())
-    return [_hash_unrecorded(str(root), str(path), path.stat().st_mtime_ns) for path in paths]
+    return [_hash_unrecorded(str(root), str(path), manifest.stamp(path)) for path in paths]
 
 
 @functools.lru_cache(maxsize=4096)
-def _hash_unrecorded(root: str, path: str, mtime_ns: int) -> manifest.Record:
+def _hash_unrecorded(root: str, path: str, stamp: tuple[int, ...]) -> manifest.Record:
     return manifest.record_file(Path(root), Path(path))
 
 
@@ -299,6 +304,9 @@ def open_element(store: Path | str, key: str) -> ArrayElement:
     """
     store = str(store)
     path = Path(store) / key
+    records = manifest.load(store)
+    if path.exists() and f"{key}/zarr.json" in records:
+        _check_shard(store, f"{key}/zarr.json", records)
     if not (path / "zarr.json").exists():
         parent = path.parent
         known = sorted(p.parent.name for p in parent.glob("*/zarr.json"))

@@ -7,15 +7,18 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from stdist.store.errors import InputError
+from stdist.store.manifest import temporary_path
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
+GUARD_SECONDS = 10.0
 
 
 class StoreLock:
@@ -45,13 +48,15 @@ class StoreLock:
                     place=f"{self.path} (process {holder['pid']} on {holder['host']})",
                     remedy="wait for it, or stop it and use `stdist resume`",
                 )
-            self._set_aside()
+            self._remove_stale()
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
-        self.path.unlink(missing_ok=True)
+        holder = self._holder()
+        if holder is not None and holder["pid"] == os.getpid() and holder["owner"] == self.owner:
+            self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         process = psutil.Process()
@@ -62,7 +67,7 @@ class StoreLock:
             "started": process.create_time(),
         }
         # link() publishes a complete file or fails: O_EXCL would show an empty one first
-        temporary = self.path.with_name(f"{self.path.name}.{process.pid}.{id(self)}.partial")
+        temporary = temporary_path(self.path)
         temporary.write_text(json.dumps(body))
         try:
             os.link(temporary, self.path)
@@ -73,19 +78,34 @@ class StoreLock:
         return True
 
     def _holder(self) -> dict[str, Any] | None:
+        """Return who holds the lock, None if it is free; an unreadable lock is nobody's."""
+        nobody = {"owner": "", "host": "", "pid": 0, "started": 0.0, "beat": 0.0}
         try:
             return json.loads(self.path.read_text()) | {"beat": self.path.stat().st_mtime}
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def _set_aside(self) -> None:
-        # rename first: of two processes that take over a stale lock only one succeeds
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.stale")
-        try:
-            self.path.rename(aside)
         except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            return nobody
+
+    def _remove_stale(self) -> None:
+        # under a guard, and after another look: of many processes that find a stale lock, a slow
+        # one would otherwise remove the lock of the one that has just taken over
+        guard = self.path.with_name(f"{self.path.name}.guard")
+        try:
+            guard.mkdir()
+        except FileExistsError:
+            with suppress(OSError):
+                if time.time() - guard.stat().st_mtime > GUARD_SECONDS:  # its maker died
+                    guard.rmdir()
+            time.sleep(0.01)
             return
-        aside.unlink(missing_ok=True)
+        try:
+            holder = self._holder()
+            if holder is not None and not _alive(holder):
+                self.path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                guard.rmdir()
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
@@ -99,6 +119,8 @@ def _alive(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return time.time() - holder["beat"] < STALE_SECONDS
     try:
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
+        process = psutil.Process(holder["pid"])
+        same = abs(process.create_time() - holder["started"]) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,9 +49,21 @@ def record_file(
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either absent or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = temporary_path(path)
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where to write `path` before it is renamed into place."""
+    # unique: a task given up as lost may still write while its repetition does
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def stamp(path: Path | str) -> tuple[int, ...]:
+    """What changes when a file is written or replaced: the key of caches of its content."""
+    stat = os.stat(path)  # noqa: PTH116 - called for every block read
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size
 
 
 def store_files(root: Path) -> list[str]:
@@ -111,14 +124,13 @@ def load(root: Path | str) -> Manifest:
     """
     path = Path(root) / RECORDS / "manifest.jsonl"
     try:
-        stat = path.stat()
+        return _load(str(path), stamp(path))
     except FileNotFoundError:
         return Manifest()
-    return _load(str(path), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=16)
-def _load(path: str, mtime_ns: int, size: int) -> Manifest:
+def _load(path: str, stamp: tuple[int, ...]) -> Manifest:
     header_line, _, body = Path(path).read_bytes().partition(b"\n")
     try:
         header = json.loads(header_line)

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,17 @@ class Output:
     dtype
         NumPy dtype name, or ``"str"``.
     kind
-        ``"dense"``; ``"transposed"`` for shape ``(n_columns, n_rows)``; ``"csr"``; or
-        ``"categorical"``, whose codes are written and whose `categories` are known.
+        ``"dense"``; ``"transposed"`` for shape ``(n_columns, n_rows)``; ``"csr"``;
+        ``"categorical"``, whose codes are written and whose `categories` are known; or
+        ``"nullable"`` and ``"mask"``, the two halves of a column with missing values.
     categories
         Labels of a categorical column.
     attributes
         stdist's own attributes (maximum, density ...), kept with the array.
+    ordered
+        True for an ordered categorical column.
+    row_entries
+        Bound on the stored entries per row of any block of a CSR output (None: every column).
     """
 
     key: str
@@ -54,16 +59,21 @@ class Output:
     kind: str = "dense"
     categories: tuple[str, ...] = ()
     attributes: Mapping[str, Any] | None = None
+    ordered: bool = False
+    row_entries: int | None = None
 
     @property
     def array_key(self) -> str:
         """Array that the blocks of rows go to."""
-        return f"{self.key}/codes" if self.kind == "categorical" else self.key
+        part = {"categorical": "codes", "nullable": "values", "mask": "mask"}.get(self.kind)
+        return f"{self.key}/{part}" if part else self.key
 
     @property
     def row_bytes(self) -> int:
         """Decoded bytes of one row (strings are counted as 64)."""
         size = 64 if self.dtype == "str" else np.dtype(self.dtype).itemsize
+        if self.kind == "csr" and self.row_entries is not None:
+            return self.row_entries * (size + 4) + 8
         for length in self.columns:
             size *= length
         return size
@@ -89,7 +99,12 @@ class Staging:
     @property
     def records_root(self) -> Path:
         """Folder of stdist's records of the store being written."""
-        return (self.root if self.new else self.target) / RECORDS
+        return (self.root if self.new and not self._switched else self.target) / RECORDS
+
+    @property
+    def _switched(self) -> bool:
+        """True once a new store has been renamed into place."""
+        return not (self.root / "zarr.json").exists() and (self.target / RECORDS).exists()
 
     @property
     def run_folder(self) -> Path:
@@ -97,9 +112,14 @@ class Staging:
         return self.records_root / "runs" / self.run
 
     def prepare(self) -> None:
-        """Create the staging hierarchy if it is not there yet."""
-        if (self.root / "zarr.json").exists():
-            return
+        """Create the staging hierarchy, in place of what runs that were never recorded left.
+
+        Raises
+        ------
+        InputError
+            If the folder where the store is to be built holds something else.
+        """
+        self._sweep()
         root = zarr.open_group(str(self.root), mode="a", zarr_format=3)
         if self.new:
             root.attrs.update(encoding("anndata") | {"stdist": {"encoding-version": STORE_VERSION}})
@@ -110,6 +130,24 @@ class Staging:
             if kind == "dataframe":
                 group.attrs.update({"_index": "_index", "column-order": []})
 
+    def _sweep(self) -> None:
+        """Remove what died before its run.json was written, or while it was discarded."""
+        if not self.new:
+            for folder in (self.target / RECORDS / "runs").glob("*"):
+                if not (folder / "run.json").exists():
+                    shutil.rmtree(folder)
+        elif self.root.exists():
+            names = [path.name for path in self.root.iterdir()]
+            ours = "zarr.json" in names or RECORDS in names
+            if not ours and not all(name.endswith(".partial") for name in names):
+                raise InputError(
+                    "output-exists",
+                    "the folder in which the output is built holds something else",
+                    place=str(self.root),
+                    remedy="move it away, or choose another output path",
+                )
+            shutil.rmtree(self.root)
+
     def group(self) -> zarr.Group:
         """Return the staged hierarchy."""
         return zarr.open_group(str(self.root), mode="r+", zarr_format=3, use_consolidated=False)
@@ -119,12 +157,14 @@ class Staging:
         if (self.root / output.array_key / "zarr.json").exists():
             return
         root = self.group()
-        parent, _, name = output.array_key.rpartition("/")
+        parent, name = _parent(root, output.array_key)
         if output.kind == "categorical":
-            column = root.require_group(output.key)
-            column.attrs.update(encoding("categorical") | {"ordered": False})
-            if "categories" not in column:
-                write_element(column, "categories", list(output.categories))
+            parent.attrs.put(encoding("categorical") | {"ordered": output.ordered})
+            self.write_element(f"{output.key}/categories", list(output.categories))
+        if output.kind == "nullable":
+            kinds = {"str": "nullable-string-array", "bool": "nullable-boolean"}
+            kind = kinds.get(output.dtype, "nullable-integer")
+            parent.attrs.put(encoding(kind))
         shape = (n_rows, *output.columns)
         rows = layout.shard_rows(output.row_bytes, block_length)
         chunks: tuple[int, ...]
@@ -139,7 +179,7 @@ class Staging:
             shape, chunks, shards = shape[::-1], chunks[::-1], shards and shards[::-1]
         string = output.dtype == "str"
         create_array(
-            root.require_group(parent) if parent else root,
+            parent,
             name,
             shape=shape,
             dtype=str if string else output.dtype,
@@ -152,12 +192,12 @@ class Staging:
     def write_element(self, key: str, value: Any) -> None:
         """Write a small element, replacing what an interrupted attempt left there."""
         shutil.rmtree(self.root / key, ignore_errors=True)
-        parent, _, name = key.rpartition("/")
-        root = self.group()
-        write_element(root.require_group(parent) if parent else root, name, value)
+        write_element(*_parent(self.group(), key), value)
 
     def commit(self, records: Iterable[Record], keys: list[str]) -> None:
         """Switch the staged elements `keys` in; a crash inside is finished by `finish_commit`."""
+        for path in self.root.rglob("*.partial"):  # left by tasks that died
+            path.unlink(missing_ok=True)
         staged = Manifest()
         staged.add(records)
         names = manifest.store_files(self.root)
@@ -181,6 +221,8 @@ class Staging:
 
     def finish_commit(self) -> None:
         """Carry out the switch that ``commit.json`` describes; safe to repeat after a crash."""
+        if self.new and self._switched:
+            return
         journal = json.loads((self.run_folder / "commit.json").read_text())
         staged = Manifest()
         staged.add(
@@ -208,7 +250,7 @@ class Staging:
                     aside = self.run_folder / "replaced" / key
                     aside.parent.mkdir(parents=True, exist_ok=True)
                     final.rename(aside)
-                final.parent.mkdir(parents=True, exist_ok=True)
+                _parent(zarr.open_group(str(self.target), mode="r+", use_consolidated=False), key)
                 source.rename(final)
         self._link_columns(self.target, keys)
         _consolidate(self.target)
@@ -220,7 +262,7 @@ class Staging:
         for frame in ("obs", "var"):
             group = zarr.open_group(str(root / frame), mode="r+", use_consolidated=False)
             known = list(group.attrs["column-order"])
-            added = [key.partition("/")[2] for key in keys if key.startswith(f"{frame}/")]
+            added = dict.fromkeys(k.partition("/")[2] for k in keys if k.startswith(f"{frame}/"))
             order = known + [name for name in added if name not in (*known, "_index")]
             group.attrs.update({"column-order": order})
 
@@ -230,7 +272,9 @@ class Staging:
         for key in replaced:
             complete.remove_under(key)
         complete.add(staged.values())
-        edited = ["zarr.json", "obs/zarr.json", "var/zarr.json"]
+        edited = {"zarr.json", "obs/zarr.json", "var/zarr.json"}
+        made = {str(p / "zarr.json") for key in replaced for p in PurePosixPath(key).parents}
+        edited |= {name for name in made if name not in complete}
         complete.add(manifest.record_file(root, root / name) for name in edited)
         complete.save(root)
 
@@ -238,6 +282,15 @@ class Staging:
 def partial_path(target: Path) -> Path:
     """Where a new store is built."""
     return target.with_name(f"{target.name}.partial")
+
+
+def _parent(root: zarr.Group, key: str) -> tuple[zarr.Group, str]:
+    """Return the group that holds element `key`, made if it is not there, and the last name."""
+    *names, last = key.split("/")
+    for name in names:
+        group = root.get(name)
+        root = root.create_group(name, attributes=encoding("dict")) if group is None else group
+    return root, last
 
 
 def _consolidate(root: Path) -> None:

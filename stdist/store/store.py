@@ -53,21 +53,21 @@ class Store:
     @cached_property
     def n_obs(self) -> int:
         """Number of cells or spots."""
-        return int(self._index("obs").shape[0])
+        return self._index("obs").shape[0]
 
     @cached_property
     def n_vars(self) -> int:
         """Number of genes."""
-        return int(self._index("var").shape[0])
+        return self._index("var").shape[0]
 
     @cached_property
     def var_names(self) -> np.ndarray:
         """Gene names, ``(n_vars,)`` of str."""
-        return self._index("var")[:].astype(str).astype(object)
+        return self._names("var")
 
     def obs_names(self) -> np.ndarray:
         """Cell names, ``(n_obs,)`` of str; read at every call because there may be many."""
-        return self._index("obs")[:].astype(str).astype(object)
+        return self._names("obs")
 
     def element(self, key: str) -> ArrayElement:
         """Open an element as a block source; see `stdist.store.elements.open_element`."""
@@ -92,6 +92,10 @@ class Store:
     def _child(self, key: str) -> Any:
         return zarr.open(str(self.path / key), mode="r", zarr_format=3)
 
-    def _index(self, frame: str) -> zarr.Array:
+    def _index(self, frame: str) -> ArrayElement:
         name = self._child(frame).attrs.get("_index", "_index")
-        return self._child(f"{frame}/{name}")
+        return ArrayElement(str(self.path), f"{frame}/{name}")
+
+    def _names(self, frame: str) -> np.ndarray:
+        index = self._index(frame)
+        return index.read(0, index.shape[0]).astype(object)

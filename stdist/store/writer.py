@@ -7,6 +7,7 @@ a write whose offset or coverage is not that of whole shards is refused.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -16,6 +17,30 @@ from stdist.store.manifest import Record, record_file
 
 class MisalignedWrite(ValueError):
     """A write that would own only a part of a shard."""
+
+
+def open_for_writing(path: Path) -> zarr.Array:
+    """Open an array so that chunks of zeros are written: the setting is not kept on disk."""
+    array = zarr.open_array(str(path), mode="r+", zarr_format=3)
+    return array.with_config({"write_empty_chunks": True})
+
+
+def fit(values: np.ndarray, dtype: Any, key: str) -> np.ndarray:
+    """Cast to the dtype of an output; integers that do not fit are an error, not a wrap-around.
+
+    Raises
+    ------
+    OverflowError
+        If an integer output would not hold the values as they are.
+    """
+    if values.dtype == dtype or values.dtype.kind not in "biufc":
+        return values
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(dtype)
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, values):
+        message = f"{key}: {values.dtype} values of the block do not fit {cast.dtype}"
+        raise OverflowError(message)
+    return cast
 
 
 def write_rows(
@@ -48,9 +73,11 @@ def write_rows(
     ------
     MisalignedWrite
         If the offset or the coverage is not that of whole shards.
+    OverflowError
+        If an integer array would not hold the values as they are.
     """
     path = store / key
-    array = zarr.open_array(str(path), mode="r+", zarr_format=3)
+    array = open_for_writing(path)
     band = (array.shards or array.chunks)[axis]
     length = array.shape[axis]
     stop = start + values.shape[axis]
@@ -58,11 +85,11 @@ def write_rows(
     if [n for i, n in enumerate(values.shape) if i != axis] != others:
         message = f"{key}: a block of shape {values.shape} does not span array {array.shape}"
         raise MisalignedWrite(message)
-    if start % band or (stop % band and stop != length) or not start < stop <= length:
+    if start % band or (stop % band and stop != length) or not 0 <= start < stop <= length:
         message = f"{key}: rows {start}:{stop} are not whole shards of {band} rows (of {length})"
         raise MisalignedWrite(message)
     region = (slice(None),) * axis + (slice(start, stop),)
-    array[region] = values
+    array[region] = fit(values, array.dtype, key)
     steps = array.shards or array.chunks
     grid = [range(-(-n // step)) for n, step in zip(array.shape, steps, strict=True)]
     grid[axis] = range(start // band, -(-stop // band))

@@ -1,0 +1,73 @@
+"""Checks of the arguments and of the outcome of :mod:`stdist.kernels.poisson_match`.
+
+``xp`` is NumPy or CuPy; arrays stay where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdist.kernels.poisson_match_numba import BAD_MEAN, MAXIMUM_MEAN, NEGATIVE_COUNT, OVERFLOW
+
+NO_PROBLEM = np.iinfo(np.int64).max
+
+
+def check_array(xp: Any, values: Any, dtype: Any, shape: tuple[int, ...], name: str) -> Any:
+    """Contiguous array of a type, or ValueError where the shape differs."""
+    result = xp.ascontiguousarray(xp.asarray(values, dtype=dtype))
+    if result.shape != shape:
+        message = f"{name} must have the shape {shape}, not {result.shape}"
+        raise ValueError(message)
+    return result
+
+
+def check_codes(xp: Any, values: Any, n: int, n_codes: int, name: str) -> Any:
+    """int32 codes from 0 to n_codes - 1 of n cells, or ValueError."""
+    codes = check_array(xp, values, np.int32, (n,), name)
+    if n and not (int(codes.min()) >= 0 and int(codes.max()) < n_codes):
+        message = f"{name} codes must lie between 0 and {n_codes - 1}"
+        raise ValueError(message)
+    return codes
+
+
+def check_depth(xp: Any, values: Any, n: int, name: str) -> Any:
+    """float64 depths of n cells, or ValueError where one is not positive and finite."""
+    depth = check_array(xp, values, np.float64, (n,), name)
+    if not bool(xp.all((depth > 0) & (depth < np.inf))):
+        message = f"{name} must be positive and finite"
+        raise ValueError(message)
+    return depth
+
+
+def check_tile(xp: Any, counts: Any, out: Any, row_start: int) -> tuple[Any, Any]:
+    """Contiguous counts and an array for the result, new if out is None, or ValueError."""
+    counts = xp.ascontiguousarray(counts)
+    if counts.ndim != 2 or counts.dtype.kind not in "iu":
+        message = f"counts must be a matrix of integers, not {counts.ndim}-d {counts.dtype}"
+        raise ValueError(message)
+    if row_start < 0:
+        message = f"row_start must not be negative, not {row_start}"
+        raise ValueError(message)
+    if out is None:
+        out = xp.empty_like(counts)
+    if out.shape != counts.shape or out.dtype.kind not in "iu" or not out.flags.c_contiguous:
+        message = f"out must be a C-contiguous matrix of integers of the shape {counts.shape}"
+        raise ValueError(message)
+    return counts, out
+
+
+def raise_problem(status: Any, n_genes: int, row_start: int, dtype: np.dtype) -> None:
+    """Raise for the first position, if any, that the kernels noted in the status."""
+    positions = [int(position) for position in status]
+    problems: dict[int, tuple[type[Exception], str]] = {
+        BAD_MEAN: (ValueError, f"a Poisson mean is not a number in [0, {MAXIMUM_MEAN:.0f}]"),
+        NEGATIVE_COUNT: (ValueError, "the count is negative"),
+        OVERFLOW: (OverflowError, f"the matched count exceeds {dtype}; pass a wider out"),
+    }
+    for problem, (error, text) in problems.items():
+        if positions[problem] != NO_PROBLEM:
+            row, gene = divmod(positions[problem], n_genes)
+            message = f"row {row_start + row}, gene {gene}: {text}"
+            raise error(message)

@@ -1,0 +1,109 @@
+"""Every program by name: how to build it again from its parameters, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from stdist.graph import Program
+from stdist.store import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program: where it is built, its public function, its kind and what it does."""
+
+    builder: str
+    function: str
+    kind: str
+    summary: str
+
+    def build(self, parameters: Mapping[str, Any]) -> Program:
+        """Build the program from its recorded parameters."""
+        module, _, name = self.builder.partition(":")
+        builder: Callable[..., Program] = getattr(import_module(module), name)
+        return builder(**parameters)
+
+
+PROGRAMS = {
+    "convert": Entry(
+        "stdist.io.convert:convert_program",
+        "stdist.io.convert",
+        "store",
+        "h5ad, AnnData zarr, 10x h5 and mtx into one store, streaming, checked",
+    ),
+    "simulate": Entry(
+        "stdist.methods.simulate:simulate_program",
+        "stdist.simulate",
+        "store",
+        "MERSCOPE-like cohort with known batch effects, any size",
+    ),
+    "qc": Entry(
+        "stdist.preprocess.qc:qc_program",
+        "stdist.pp.calculate_qc_metrics",
+        "preprocess",
+        "counts and genes per cell, cells per gene",
+    ),
+    "filter": Entry(
+        "stdist.preprocess.filter:filter_program",
+        "stdist.pp.filter",
+        "preprocess",
+        "a new store of the cells and genes that pass",
+    ),
+    "normalize_total": Entry(
+        "stdist.preprocess.normalize:normalize_program",
+        "stdist.pp.normalize_total",
+        "preprocess",
+        "cells scaled to the median depth, optionally log1p",
+    ),
+    "log1p": Entry(
+        "stdist.preprocess.normalize:log1p_program",
+        "stdist.pp.log1p",
+        "preprocess",
+        "natural logarithm of one plus the value",
+    ),
+    "scale": Entry(
+        "stdist.preprocess.scale:scale_program",
+        "stdist.pp.scale",
+        "preprocess",
+        "genes to mean zero and unit variance, clipped",
+    ),
+    "pca": Entry(
+        "stdist.preprocess.pca:pca_program",
+        "stdist.pp.pca",
+        "preprocess",
+        "principal components by the covariance route, deterministic signs",
+    ),
+    "kmeans": Entry(
+        "stdist.preprocess.kmeans:kmeans_program",
+        "stdist.tl.kmeans",
+        "method",
+        "k-means labels of an embedding, the same for any blocks",
+    ),
+    "crescendo": Entry(
+        "stdist.methods.crescendo:build_crescendo",
+        "stdist.tl.crescendo",
+        "method",
+        "batch-corrected counts per gene (Millard et al. 2025), plain path",
+    ),
+}
+
+
+def build(name: str, parameters: Mapping[str, Any]) -> Program:
+    """Build a program again, for a resume.
+
+    Raises
+    ------
+    InputError
+        If this version of stdist has no program of that name.
+    """
+    if name not in PROGRAMS:
+        raise InputError(
+            "program-unknown",
+            f"this version has no program {name!r}",
+            place="run.json",
+            remedy="use the version of stdist that began the run",
+        )
+    return PROGRAMS[name].build(parameters)
