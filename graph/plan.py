@@ -11,7 +11,7 @@ import numpy as np
 from stdist.graph.blocks import Blocks
 from stdist.graph.executors import Resources
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
-from stdist.store import TILE_ROWS, PlanRefused, floor_block_length
+from stdist.store import TILE_ROWS, Output, PlanRefused, floor_block_length
 
 DEFAULT_BLOCK = 65536
 MINIMUM_BLOCK = 16384
@@ -123,8 +123,12 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
         repeats = stage.max_iterations if isinstance(stage, Loop) else 1
         for part in body:
             stages.append(_plan_stage(part, resources, block_length, repeats))
-            if isinstance(part, Map) and any(o.kind == "csr" for o in part.writes.values()):
-                stages.append(_plan_assembly(part, resources))
+            if isinstance(part, Map):
+                stages += [
+                    _plan_assembly(output, part.n_rows, resources)
+                    for output in part.writes.values()
+                    if output.kind == "csr"
+                ]
     return Plan(
         program.name,
         n_rows,
@@ -171,13 +175,13 @@ def _plan_stage(
     )
 
 
-def _plan_assembly(stage: Map, resources: Resources) -> StagePlan:
-    """Plan the second pass of CSR outputs: parts of blocks into whole shards of entries."""
+def _plan_assembly(output: Output, n_rows: int, resources: Resources) -> StagePlan:
+    """Plan the second pass of a CSR output: parts of blocks into whole shards of entries."""
     from stdist.graph.assemble import assembly_memory
 
-    written = sum(o.row_bytes for o in stage.writes.values() if o.kind == "csr") * stage.n_rows
+    written = output.row_bytes * n_rows
     return StagePlan(
-        f"{stage.name}:assemble",
+        f"{output.key}:assemble",
         "assemble",
         max(1, written // 2**25),
         written,

@@ -53,7 +53,8 @@ class LineProgress(Progress):
     def show(self) -> None:
         """Print a line if it is time."""
         now = time.monotonic()
-        if now - max(self.last, self.started) >= LINE_SECONDS:
+        waiting = self.done < self.total
+        if waiting and now - max(self.last, self.started) >= LINE_SECONDS:
             self.last = now
             self._line()
 

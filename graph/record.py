@@ -97,6 +97,11 @@ class RunRecord:
         paths = sorted(self.done_folder(stage).glob("*.json"))
         return {int(path.stem) for path in paths if _files_exist(path, root)}
 
+    def contents(self, stage: str, key: str) -> list[dict[str, int]]:
+        """What the finished tasks of a stage found in the rows of the output `key`."""
+        paths = sorted(self.done_folder(stage).glob("*.json"))
+        return [json.loads(path.read_text())["contents"].get(key, {}) for path in paths]
+
     def files(self) -> Iterator[Record]:
         """Every recorded file of every finished task."""
         for path in sorted((self.folder / "done").rglob("*.json")):

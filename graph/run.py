@@ -395,6 +395,9 @@ class _Execution:
         for output in stage.writes.values():
             if output.kind == "csr":
                 self._assemble(output, blocks, parts, root)
+            self.staging.describe(
+                output, stage.n_rows, self.record.contents(stage.name, output.key)
+            )
 
     def _assemble(self, output: Any, blocks: Blocks, parts: str, root: str) -> None:
         assert self.record is not None
@@ -522,7 +525,7 @@ def check_output(program: Program, overwrite: bool = False) -> None:
 def _check_space(program: Program, target: Path) -> None:
     """Refuse early where the output clearly cannot fit or the folder cannot be written."""
     folder = target if not program.creates else target.parent
-    probe = folder / f".stdist-write-test-{uuid4().hex[:8]}"
+    probe = folder / ".stdist-write-test.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"stdist")

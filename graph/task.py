@@ -161,18 +161,32 @@ def run_map_block(
         ]
         del inputs
         files: list[Record] = []
+        contents: dict[str, dict[str, int]] = {}
         for name, output in stage.writes.items():
             rows = _join([result.pop(name) for result in results])
             if rows.shape[0] != stop - start:
                 message = f"the kernel returned {rows.shape[0]} rows of {name!r}"
                 raise ValueError(message)
             facts["bytes_written"] += _nbytes(rows)
+            contents[output.key] = _contents(rows)
             files += sink.write(output, index, start, rows, fingerprint)
     record: TaskRecord = facts["record"]
     if done is not None:
-        body = {"task": asdict(record), "files": [asdict(file) for file in files]}
+        body = {
+            "task": asdict(record),
+            "files": [asdict(file) for file in files],
+            "contents": contents,
+        }
         write_atomically(Path(done), json.dumps(body).encode())
     return record
+
+
+def _contents(rows: Any) -> dict[str, int]:
+    """Largest value and number of non-zeros of integers: they decide dtypes and memory later."""
+    data = rows.data if sparse.issparse(rows) else rows
+    if data.dtype.kind not in "iu" or rows.ndim != 2:
+        return {}
+    return {"max": int(data.max(initial=0)), "nonzero": int(np.count_nonzero(data))}
 
 
 def _join(parts: list[Any]) -> Any:

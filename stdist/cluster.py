@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import json
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stdist.starters import STARTERS, worker_config
 from stdist.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,34 +20,12 @@ if TYPE_CHECKING:
 
     from stdist.graph.executors import Executor
 
-LIBRARY_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "BLOSC_NTHREADS",
-    "ZARR_THREADING__MAX_WORKERS",
-)
-ONE_THREAD = dict.fromkeys(LIBRARY_THREADS, "1")
-"""Environment of a worker: tasks are the parallelism, so libraries use one thread each."""
-
-WORKER_CONFIG = {
-    "distributed.nanny.pre-spawn-environ": ONE_THREAD | {"MALLOC_TRIM_THRESHOLD_": "65536"},
-    # tasks write shards and return small records: there is nothing worth spilling to disk
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.90,
-    "distributed.worker.memory.terminate": 0.97,
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.comm.timeouts.connect": "60s",
-}
-SHARE = 0.75
-"""Share of this machine's memory that local workers get; the rest is for client and scheduler."""
+PATIENCE = 10.0
+"""Seconds to wait for the answer of a running scheduler."""
 
 
-@contextmanager
-def connect(address: str | None = None, **options: Any) -> Iterator[Client]:
-    """Connect to a Dask cluster for the time of a ``with`` block.
+def connect(address: str | Path | None = None, **options: Any) -> Client:
+    """Connect to a Dask cluster; the client is also the active one until it is closed.
 
     Parameters
     ----------
@@ -51,161 +34,198 @@ def connect(address: str | None = None, **options: Any) -> Iterator[Client]:
         - ``"tcp://host:8786"``: a running scheduler;
         - a path to a scheduler file (JSON);
         - ``"slurm"``: `dask_jobqueue.SLURMCluster`, configured by ``jobqueue.slurm`` in Dask's
-          configuration and by `options`; ``n_jobs`` scales it (default 1);
+          configuration and by `options`; ``n_jobs`` or ``n_workers`` scales it (default 1);
         - ``"kubernetes"``: `dask_kubernetes.operator.KubeCluster` (``n_workers``, ``image`` ...);
         - ``"cuda"``: `dask_cuda.LocalCUDACluster`, one worker per GPU.
     **options
         Passed to the cluster class; ``n_workers``, ``memory_limit`` (bytes or text per worker) and
-        ``dashboard_address`` are the usual ones.
+        ``dashboard_address`` are the usual ones. With the address of a running scheduler they go
+        to `distributed.Client`, e.g. ``security``.
 
-    Yields
-    ------
+    Returns
+    -------
     distributed.Client
-        It is also the active client inside the block. Leaving the block closes the client, and
-        the cluster if this call started it.
+        Close it, or use it in a ``with`` block; that also closes the cluster if this call
+        started it.
 
     Raises
     ------
     InputError
-        If the address is no address, or an extra or a driver is missing; names the remedy.
+        If the address is no address or nobody answers there, or an option, an extra or a driver
+        is missing or wrong; names the remedy.
 
     Examples
     --------
-    >>> with connect(n_workers=1) as client:  # doctest: +SKIP
-    ...     client.dashboard_link
+    >>> client = connect(n_workers=2)  # doctest: +SKIP
+    >>> client.dashboard_link  # doctest: +SKIP
     'http://127.0.0.1:40123/status'
+    >>> client.close()  # doctest: +SKIP
     """
     import dask
+
+    options = _checked(options)
+    with dask.config.set(worker_config()):
+        kind = str(address or "local")
+        if kind in STARTERS:
+            cluster = STARTERS[kind](options)
+            try:
+                return _prepared(_owning_client()(cluster))
+            except BaseException:
+                cluster.close()
+                raise
+        return _prepared(_join(kind, options))
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    from dask.utils import parse_bytes
+
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("n_workers", 1) < 1:
+        raise InputError(
+            "workers-none",
+            f"{options['n_workers']} workers cannot work",
+            place="n_workers",
+            remedy="ask for at least one",
+        )
+    if "memory_limit" in options:
+        try:
+            options["memory_limit"] = parse_bytes(options["memory_limit"])
+        except ValueError as error:
+            raise InputError(
+                "memory-unreadable",
+                f"{options['memory_limit']!r} is no amount of memory",
+                place="memory_limit",
+                remedy='use bytes or text such as "4GB"',
+            ) from error
+    return options
+
+
+@cache
+def _owning_client() -> type[Client]:
     from distributed import Client
 
-    with dask.config.set(WORKER_CONFIG):
-        if address in _STARTERS:
-            cluster = _STARTERS[address](options)
+    class OwningClient(Client):
+        """A client that, when it closes, closes the cluster that was started for it."""
+
+        def close(self, *args: Any, **options: Any) -> None:
             try:
-                with Client(cluster) as client:
-                    yield _prepared(client)
+                super().close(*args, **options)
             finally:
-                cluster.close()
-        else:
-            with Client(**_existing(str(address), options)) as client:
-                yield _prepared(client)
+                if self.cluster is not None:
+                    self.cluster.close()
+
+    return OwningClient
 
 
-def _existing(address: str, options: dict[str, Any]) -> dict[str, Any]:
-    if Path(address).is_file():
-        return {"scheduler_file": address, **options}
-    if "://" in address:
-        return {"address": address, **options}
+def _join(address: str, options: dict[str, Any]) -> Client:
+    """Connect to a running scheduler."""
+    from distributed import Client
+
+    fixed = sorted({"n_workers", "memory_limit"} & set(options))
+    if fixed:
+        raise InputError(
+            "cluster-running",
+            f"{' and '.join(fixed)} cannot be chosen for a cluster that runs already",
+            place=address,
+            remedy="leave them out, or start another cluster",
+        )
+    place = address
+    if re.fullmatch(r"[\w.-]+:\d+", address):
+        address = f"tcp://{address}"
+    elif "://" not in address:
+        address = _read_scheduler_file(Path(address))
+        place = f"{address}, read from {place}"
+    try:
+        _knock(address, options.get("security"))
+        return Client(address, timeout=PATIENCE, **options)
+    except Exception as error:
+        # a peer that is no scheduler, e.g. a web server, makes the protocol fail in any way
+        raise InputError(
+            "cluster-unreachable",
+            f"no Dask scheduler answers ({type(error).__name__}: {error})",
+            place=place,
+            remedy="check that the scheduler runs and that its port (not the dashboard's) is "
+            "open to this machine",
+        ) from error
+
+
+def _read_scheduler_file(path: Path) -> str:
+    if not path.is_file() and not (path.suffix == ".json" or len(path.parts) > 1):
+        raise InputError(
+            "cluster-unknown",
+            f"{str(path)!r} is no cluster",
+            place="connect(address)",
+            remedy='use nothing, "tcp://host:port", a scheduler file, "slurm", "kubernetes" or '
+            '"cuda"',
+        )
+    try:
+        return json.loads(path.read_text())["address"]
+    except FileNotFoundError:
+        reason = "the scheduler file does not exist"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"this is no scheduler file ({type(error).__name__}: {error})"
     raise InputError(
-        "cluster-unknown",
-        f"{address!r} is no cluster",
-        place="connect(address)",
-        remedy='use nothing, "tcp://host:port", a scheduler file, "slurm", "kubernetes" or "cuda"',
+        "scheduler-file",
+        reason,
+        place=str(path),
+        remedy=f"start one with `dask scheduler --scheduler-file {path}`, and wait until it has "
+        "written the file",
     )
 
 
+def _knock(address: str, security: Any) -> None:
+    """Shake hands within `PATIENCE`: `Client` waits for ever for a peer that says nothing."""
+    from distributed.comm import connect as open_comm
+    from distributed.security import Security
+    from distributed.utils import LoopRunner
+
+    arguments = (security or Security()).get_connection_args("client")
+
+    async def attempt() -> None:
+        comm = await asyncio.wait_for(
+            open_comm(address, timeout=0.8 * PATIENCE, **arguments), PATIENCE
+        )
+        await comm.close()
+
+    LoopRunner().run_sync(attempt)
+
+
 def _prepared(client: Client) -> Client:
-    """Give workers that stdist did not start the same single-threaded libraries."""
-    client.run(_use_one_thread)
+    """Give workers that stdist did not start the same single-threaded libraries.
+
+    Raises
+    ------
+    InputError
+        If a worker has no stdist or another version: it would run other code.
+    """
+    from stdist import __version__
+
+    try:
+        versions = client.run(_prepare)
+    except ImportError as error:
+        versions = {"a worker": f"no usable stdist ({error})"}
+    others = {worker: found for worker, found in versions.items() if found != __version__}
+    if others:
+        client.close()
+        worker, found = next(iter(others.items()))
+        raise InputError(
+            "workers-differ",
+            f"{worker} has {found}, this is stdist {__version__}",
+            place=client.scheduler.address if client.scheduler else "",
+            remedy="use the same environment or container image everywhere",
+        )
     return client
 
 
-def _use_one_thread() -> None:
+def _prepare() -> str:
     import numcodecs.blosc
     import zarr
 
+    from stdist import __version__
+
     numcodecs.blosc.set_nthreads(1)
     zarr.config.set({"threading.max_workers": 1})
-
-
-def _local(options: dict[str, Any]) -> Any:
-    import psutil
-    from distributed import LocalCluster
-
-    n_workers = options.pop("n_workers", None) or len(os.sched_getaffinity(0))
-    share = int(SHARE * _machine_memory(psutil.virtual_memory().total) / n_workers)
-    settings = {
-        "n_workers": n_workers,
-        "threads_per_worker": 1,
-        "memory_limit": share,
-        "dashboard_address": ":0",
-        "processes": True,
-    }
-    return LocalCluster(**settings | options)
-
-
-def _machine_memory(total: int) -> int:
-    """Memory of this machine, or of the container or SLURM job that confines us."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total
-
-
-def _slurm(options: dict[str, Any]) -> Any:
-    module = _extra("dask_jobqueue", "deploy", "slurm")
-    n_jobs = options.pop("n_jobs", 1)
-    prologue = [f"export {name}={value}" for name, value in ONE_THREAD.items()]
-    options["job_script_prologue"] = prologue + options.get("job_script_prologue", [])
-    options.setdefault("scheduler_options", {"dashboard_address": ":0"})
-    try:
-        cluster = module.SLURMCluster(**options)
-    except ValueError as error:
-        raise InputError(
-            "slurm-settings",
-            f"the SLURM settings are incomplete ({str(error).splitlines()[0]})",
-            place="jobqueue.slurm in Dask's configuration",
-            remedy="give cores and memory, see deploy/slurm/jobqueue.yaml",
-        ) from error
-    cluster.scale(jobs=n_jobs)
-    return cluster
-
-
-def _kubernetes(options: dict[str, Any]) -> Any:
-    module = _extra("dask_kubernetes.operator", "deploy", "kubernetes")
-    options["env"] = ONE_THREAD | dict(options.get("env", {}))
-    return module.KubeCluster(**{"name": "stdist"} | options)
-
-
-def _cuda(options: dict[str, Any]) -> Any:
-    module = _extra("dask_cuda", "gpu", "cuda")
-    try:
-        return module.LocalCUDACluster(**{"dashboard_address": ":0"} | options)
-    except Exception as error:
-        # the driver's absence shows as an error of NVML or CUDA, depending on what is installed
-        if not type(error).__module__.startswith(("pynvml", "cuda", "cupy", "numba")):
-            raise
-        raise InputError(
-            "cuda-driver",
-            f"no usable NVIDIA driver on this machine ({type(error).__name__})",
-            place='connect("cuda")',
-            remedy="run where `nvidia-smi` works, or use connect() for the CPU",
-        ) from error
-
-
-def _extra(module: str, extra: str, address: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            "extra-missing",
-            f"{module} cannot be imported ({error})",
-            place=f'connect("{address}")',
-            remedy=f"pip install 'stdist[{extra}]'",
-        ) from error
-
-
-_STARTERS: dict[str | None, Any] = {
-    None: _local,
-    "local": _local,
-    "slurm": _slurm,
-    "kubernetes": _kubernetes,
-    "cuda": _cuda,
-}
+    return __version__
 
 
 @contextmanager
@@ -230,12 +250,15 @@ def executor_for(client: Client | None, n_rows: int) -> Iterator[Executor]:
 
 def active_client() -> Client | None:
     """Return the active `distributed.Client`, if there is one."""
-    try:
-        from distributed import get_client
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_client
 
-        return get_client()
+    try:
+        client = get_client()
     except ValueError:
         return None
+    return client if client.status == "running" else None
 
 
 __all__ = ["active_client", "connect", "executor_for"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-from stdist.graph import Each, Loop, Map, Program, Reduce, concatenate, tiles
-from stdist.store import Output, Store, open_element
+from stdist.graph import Each, Loop, Map, Program, Reduce, concatenate
+from stdist.store import InputError, Output, Store, open_element
 
 COLUMNS = 37
 
@@ -18,13 +22,14 @@ def generate_tile(rows, *, seed):
     start, stop = rows
     parts = [np.random.default_rng([seed, tile]) for tile in range(start // 1024, -(-stop // 1024))]
     counts = np.concatenate([rng.poisson(0.7, (1024, COLUMNS)) for rng in parts])[: stop - start]
+    places = np.random.default_rng([seed, 7, start]).normal(size=(stop - start, 2))
     names = np.array([f"row{i}" for i in range(start, stop)], dtype=object)
     return {
         "counts": counts.astype(np.uint16),
         "sparse": sparse.csr_matrix(counts.astype(np.uint16)),
         "name": names,
         "group": (np.arange(start, stop) % 3).astype(np.int8),
-        "place": np.random.default_rng([seed, 7, start]).normal(size=(stop - start, 2)).astype("f4"),
+        "place": places.astype(np.float32),
     }
 
 
@@ -86,7 +91,8 @@ def settled(previous, current):
     return bool(abs(previous["shift"] - current["shift"]) < 1e-6)
 
 
-def scale(rows, *, counts, norms, state):
+def scale(rows, *, counts, norms, state, pause=0.0):
+    time.sleep(pause)
     dense = counts.toarray() if sparse.issparse(counts) else counts
     scaled = np.log1p(dense.astype(float)) / norms["norm"] + state["shift"]
     doubled = sparse.csr_matrix((dense * 2).astype(np.uint16))
@@ -102,7 +108,7 @@ def scale_results(values, n_rows):
     return {"uns/toy": {"norm": values["norms"]["norm"], "shift": float(values["state"]["shift"])}}
 
 
-def scale_program(target, source="X", every=7):
+def scale_program(target, source="X", every=7, rounds=40, pause=0.0):
     counts = open_element(target, source)
     reads = {"counts": counts}
     stages = (
@@ -114,13 +120,14 @@ def scale_program(target, source="X", every=7):
             (Reduce("next", shifted, reads, ("state",), finalize=next_shift),),
             "norms",
             settled,
-            40,
+            rounds,
         ),
         Map(
             "scale",
             scale,
             reads,
             ("norms", "state"),
+            {"pause": pause},
             writes={
                 "scaled": Output("layers/scaled", (COLUMNS,), "float32"),
                 "total": Output("obs/total", (), "int64"),
@@ -130,6 +137,7 @@ def scale_program(target, source="X", every=7):
         ),
     )
     parameters = {"target": str(target), "source": source, "every": every}
+    parameters |= {"rounds": rounds, "pause": pause}
     return Program(
         "scale",
         stages,
@@ -139,8 +147,57 @@ def scale_program(target, source="X", every=7):
     )
 
 
+def copy_or_fail(rows, *, counts, folder, script):
+    """Copy, unless `script` says that the tile fails its first so many times; counts its calls."""
+    tile = rows[0] // 1024
+    with (Path(folder) / str(tile)).open("ab") as file:
+        file.write(b".")
+        calls = file.tell()
+    kind, times = script.get(str(tile), ("", 0))
+    if calls <= times:
+        if kind == "input":
+            raise InputError("counts-negative", "a count is negative", place=f"tile {tile}")
+        if kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if kind == "die":
+            os._exit(1)
+        raise RuntimeError(f"scripted failure {calls} of tile {tile}")
+    return {"copy": counts}
+
+
+def copy_program(target, folder, script, source="X", key="layers/copy"):
+    """Copy one element; `script` is ``{"tile": (kind, times)}``, calls are counted in `folder`."""
+    counts = open_element(target, source)
+    stage = Map(
+        "copy",
+        copy_or_fail,
+        {"counts": counts},
+        options={"folder": str(folder), "script": script},
+        writes={"copy": Output(key, (COLUMNS,), "uint16")},
+    )
+    parameters = {"target": str(target), "folder": str(folder), "script": script}
+    return Program("copy", (stage,), parameters | {"source": source, "key": key}, Path(target))
+
+
+def calls(folder):
+    """How often each tile was computed."""
+    return {int(path.name): path.stat().st_size for path in Path(folder).iterdir()}
+
+
+def contents(store):
+    """Every file of a store but stdist's records: bytes, and metadata as parsed JSON."""
+    root = Path(store)
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith(".stdist/"):
+            data = path.read_bytes()
+            found[name] = json.loads(data) if path.name == "zarr.json" else data
+    return found
+
+
+PROGRAMS = {"generate": generate_program, "scale": scale_program, "copy": copy_program}
+
+
 def build(name, parameters):
-    return {"generate": generate_program, "scale": scale_program}[name](**parameters)
-
-
-__all__ = ["build", "generate_program", "scale_program", "tiles"]
+    return PROGRAMS[name](**parameters)

@@ -13,12 +13,13 @@ from stdist.store import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """A program: where it is built, its public function, its kind and what it does."""
+    """A program: where it is built, its public function, its kind, what it does, an example."""
 
     builder: str
     function: str
     kind: str
     summary: str
+    example: str = ""
 
     def build(self, parameters: Mapping[str, Any]) -> Program:
         """Build the program from its recorded parameters."""
@@ -57,6 +58,7 @@ PROGRAMS = {
         "stdist.pp.normalize_total",
         "preprocess",
         "cells scaled to the median depth, optionally log1p",
+        "--log1p",
     ),
     "log1p": Entry(
         "stdist.preprocess.normalize:log1p_program",
@@ -75,18 +77,21 @@ PROGRAMS = {
         "stdist.pp.pca",
         "preprocess",
         "principal components by the covariance route, deterministic signs",
+        "--layer normalized --n-comps 30",
     ),
     "kmeans": Entry(
         "stdist.preprocess.kmeans:kmeans_program",
         "stdist.tl.kmeans",
         "method",
         "k-means labels of an embedding, the same for any blocks",
+        "--n-clusters 12",
     ),
     "crescendo": Entry(
         "stdist.methods.crescendo:build_crescendo",
         "stdist.tl.crescendo",
         "method",
         "batch-corrected counts per gene (Millard et al. 2025), plain path",
+        "--batch-key batch --clusters cell_type",
     ),
 }
 

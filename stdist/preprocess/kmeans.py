@@ -74,7 +74,7 @@ def kmeans_program(
     n_clusters: int,
     use_rep: str = "X_pca",
     key_added: str = "kmeans",
-    seed: int = 0,
+    rng: int = 0,
     max_iterations: int = 50,
 ) -> Program:
     """Bind k-means to data.
@@ -104,9 +104,9 @@ def kmeans_program(
             "start",
             sample_tile,
             reads,
-            options={"share": share, "seed": seed},
+            options={"share": share, "seed": rng},
             combine=concatenate,
-            finalize=partial(initial_centres, n_clusters=n_clusters, seed=seed),
+            finalize=partial(initial_centres, n_clusters=n_clusters, seed=rng),
             partial_bytes=int(2 * share * data.n_obs) * n_columns * 8,
         ),
         Loop(
@@ -145,7 +145,7 @@ def kmeans_program(
         n_clusters=n_clusters,
         use_rep=use_rep,
         key_added=key_added,
-        seed=seed,
+        rng=rng,
         max_iterations=max_iterations,
     )
     results = partial(_results, key=key_added)

@@ -37,11 +37,15 @@ class StoreLock:
         self.path, self.owner = path, owner
         self._released = threading.Event()
 
+    @property
+    def _guard(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.guard")
+
     def __enter__(self) -> StoreLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
             holder = self._holder()
-            if holder is not None and _alive(holder):
+            if holder is not None and holder_is_alive(holder):
                 raise InputError(
                     "store-locked",
                     f"run {holder['owner']} is writing this store",
@@ -49,6 +53,8 @@ class StoreLock:
                     remedy="wait for it, or stop it and use `stdist resume`",
                 )
             self._remove_stale()
+        for path in self.path.parent.glob(f"{self.path.name}.*.partial"):  # of those that died
+            path.unlink(missing_ok=True)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -56,6 +62,8 @@ class StoreLock:
         self._released.set()
         holder = self._holder()
         if holder is not None and holder["pid"] == os.getpid() and holder["owner"] == self.owner:
+            with suppress(OSError):
+                self._guard.rmdir()  # of a process that died while it took over
             self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
@@ -71,10 +79,10 @@ class StoreLock:
         temporary.write_text(json.dumps(body))
         try:
             os.link(temporary, self.path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # held, or tidied away by the holder
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         return True
 
     def _holder(self) -> dict[str, Any] | None:
@@ -90,7 +98,7 @@ class StoreLock:
     def _remove_stale(self) -> None:
         # under a guard, and after another look: of many processes that find a stale lock, a slow
         # one would otherwise remove the lock of the one that has just taken over
-        guard = self.path.with_name(f"{self.path.name}.guard")
+        guard = self._guard
         try:
             guard.mkdir()
         except FileExistsError:
@@ -101,7 +109,7 @@ class StoreLock:
             return
         try:
             holder = self._holder()
-            if holder is not None and not _alive(holder):
+            if holder is not None and not holder_is_alive(holder):
                 self.path.unlink(missing_ok=True)
         finally:
             with suppress(OSError):
@@ -115,7 +123,8 @@ class StoreLock:
                 return
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def holder_is_alive(holder: dict[str, Any]) -> bool:
+    """Tell whether the process that holds a lock still runs, or its heart still beats."""
     if holder["host"] != socket.gethostname():
         return time.time() - holder["beat"] < STALE_SECONDS
     try:

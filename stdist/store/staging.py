@@ -189,6 +189,18 @@ class Staging:
             | ({"stdist": dict(output.attributes)} if output.attributes else {}),
         )
 
+    def describe(self, output: Output, n_rows: int, contents: list[dict[str, int]]) -> None:
+        """Keep the maximum and the density of an integer output among its attributes."""
+        if not contents or not all(contents):
+            return
+        node = self.group()[output.key]
+        size = max(1, n_rows * output.columns[0])
+        found = {
+            "max": max(part["max"] for part in contents),
+            "density": sum(part["nonzero"] for part in contents) / size,
+        }
+        node.attrs["stdist"] = dict(node.attrs.get("stdist", {})) | found
+
     def write_element(self, key: str, value: Any) -> None:
         """Write a small element, replacing what an interrupted attempt left there."""
         shutil.rmtree(self.root / key, ignore_errors=True)
@@ -196,8 +208,6 @@ class Staging:
 
     def commit(self, records: Iterable[Record], keys: list[str]) -> None:
         """Switch the staged elements `keys` in; a crash inside is finished by `finish_commit`."""
-        for path in self.root.rglob("*.partial"):  # left by tasks that died
-            path.unlink(missing_ok=True)
         staged = Manifest()
         staged.add(records)
         names = manifest.store_files(self.root)
@@ -230,6 +240,7 @@ class Staging:
             for r in journal["records"]
         )
         keys = journal["keys"]
+        self._remove_temporaries(keys)
         if self.new:
             self._link_columns(self.root, keys)
             _consolidate(self.root)
@@ -257,6 +268,16 @@ class Staging:
         self._save(self.target, staged, keys)
         shutil.rmtree(self.root, ignore_errors=True)
         shutil.rmtree(self.run_folder / "replaced", ignore_errors=True)
+
+    def _remove_temporaries(self, keys: list[str]) -> None:
+        """Remove temporary files of tasks, and of an earlier switch, that died."""
+        found = list(self.root.rglob("*.partial"))
+        if not self.new:
+            groups = {str(group) for key in keys for group in PurePosixPath(key).parents}
+            for group in groups | {"obs", "var"}:
+                found += (self.target / group).glob("zarr.*.partial")
+        for path in found:
+            path.unlink(missing_ok=True)
 
     def _link_columns(self, root: Path, keys: list[str]) -> None:
         for frame in ("obs", "var"):

@@ -142,7 +142,7 @@ def crescendo(
         min_cells=min_cells,
         merge_threshold=merge_threshold,
         cap_outliers=cap_outliers,
-        seed=rng,
+        rng=rng,
     )
     opened = open_data(data)
     run = run_program(

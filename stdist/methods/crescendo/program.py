@@ -110,7 +110,7 @@ class _Facts:
         spec, n_genes, n_batches = self.spec, self.n_genes, len(self.batch.names)
         names = self.data.var_names
         chosen = names[self.genes]
-        keys = np.array([stream_key(spec.seed, "crescendo match", str(n)) for n in chosen])
+        keys = np.array([stream_key(spec.rng, "crescendo match", str(n)) for n in chosen])
         coefficients = 4 * (n_batches + 1) * (n_clusters + 1) * n_genes * FLOAT
         dtype = np.dtype(self.output.dtype).itemsize
         return Map(
@@ -199,7 +199,7 @@ def _soft(facts: _Facts, weights: Source, parameters: dict[str, Any]) -> Program
         "groups",
         sum_clusters,
         reads,
-        options={"n_batches": n_batches, "seed": spec.seed, "keys": facts.keys},
+        options={"n_batches": n_batches, "seed": spec.rng, "keys": facts.keys},
         combine=by_name(largest_rate=np.maximum),
         finalize=partial(
             group_clusters,
@@ -216,7 +216,7 @@ def _soft(facts: _Facts, weights: Source, parameters: dict[str, Any]) -> Program
         sample_cells,
         reads,
         ("groups",),
-        {"seed": spec.seed},
+        {"seed": spec.rng},
         combine=concatenate,
         finalize=trim_sample,
         workspace=facts.tile_bytes(n_clusters),

@@ -30,7 +30,7 @@ class CrescendoSpec:
     min_cells: int = 100
     merge_threshold: float = 0.99
     cap_outliers: bool = True
-    seed: int = 0
+    rng: int = 0
 
     def __post_init__(self) -> None:
         for name, low, high in (

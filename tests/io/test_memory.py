@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import stdist.io
+from stdist.store import Store
+from tests.io.large import convert_watched, write_large
+
+
+@pytest.mark.slow
+@pytest.mark.memory
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["csr", "dense"])
+def test_a_million_cells_convert_within_a_gigabyte(kind, tmp_path):
+    source = write_large(tmp_path / "large.h5ad", 1_000_000, 500, kind=kind)
+    seconds, peak = convert_watched(source, tmp_path / "store.zarr")
+    print(f"{kind}: {seconds:.1f} s, peak {peak / 2**20:.0f} MiB, {source.stat().st_size} bytes")
+    assert peak < 10**9
+    run = next((tmp_path / "store.zarr" / ".stdist" / "runs").glob("*/run.json"))
+    plan = json.loads(run.read_text())["plan"]
+    assert peak < max(stage["memory"] for stage in plan["stages"])
+    store = Store(tmp_path / "store.zarr")
+    assert store.n_obs == 1_000_000
+    assert store.element("X").dtype == np.uint16
+    assert stdist.io.store_of(stdist.io.open(store.path)) == store.path

@@ -1,0 +1,60 @@
+"""The README tells the truth: its table comes from the registry, its commands parse."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+
+from stdist.methods.registry import PROGRAMS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def table():
+    """Table of programs, as the README must have it."""
+    lines = ["| command | Python | what it does |", "|---|---|---|"]
+    for name, entry in PROGRAMS.items():
+        command = f"stdist {name}" if entry.kind == "store" else f"stdist run {name}"
+        if name == "filter":
+            command = "stdist filter"
+        lines.append(f"| `{command}` | `{entry.function}` | {entry.summary} |")
+    lines.append("| | `stdist.metrics.bvr_cvr` | batch- and cell-type-variance ratios of all genes |")
+    return "\n".join(lines)
+
+
+def test_table_is_that_of_the_registry():
+    text = README.read_text().split("<!-- programs -->")[1].split("<!-- /programs -->")[0]
+    assert text.strip() == table()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_registered_programs_exist(name):
+    entry = PROGRAMS[name]
+    for path, separator in ((entry.builder, ":"), (entry.function, ".")):
+        module, _, attribute = path.rpartition(separator)
+        assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def commands():
+    blocks = README.read_text().split("```bash\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    return [line for line in lines if line.startswith("stdist ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line):
+    from stdist.cli.main import _add_methods, cli
+
+    _add_methods()
+    words = shlex.split(line, comments=True)[1:]
+    command, context = cli, None
+    while True:
+        context = command.make_context(words[0] if words else "", list(words), parent=context)
+        if not hasattr(command, "get_command") or not context.protected_args:
+            break
+        name, command, words = command.resolve_command(
+            context, context.protected_args + context.args
+        )
