@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -66,14 +67,13 @@ def connect(address: str | Path | None = None, **options: Any) -> Client:
     options = _checked(options)
     with dask.config.set(worker_config()):
         kind = str(address or "local")
-        if kind in STARTERS:
-            cluster = STARTERS[kind](options)
-            try:
-                return _prepared(_owning_client()(cluster))
-            except BaseException:
-                cluster.close()
-                raise
-        return _prepared(_join(kind, options))
+        client = _adopt(STARTERS[kind](options)) if kind in STARTERS else _join(kind, options)
+        try:
+            _prepare_workers(client)
+        except BaseException:
+            client.close()
+            raise
+    return client
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +115,14 @@ def _owning_client() -> type[Client]:
                     self.cluster.close()
 
     return OwningClient
+
+
+def _adopt(cluster: Any) -> Client:
+    try:
+        return _owning_client()(cluster)
+    except BaseException:
+        cluster.close()
+        raise
 
 
 def _join(address: str, options: dict[str, Any]) -> Client:
@@ -190,7 +198,7 @@ def _knock(address: str, security: Any) -> None:
     LoopRunner().run_sync(attempt)
 
 
-def _prepared(client: Client) -> Client:
+def _prepare_workers(client: Client) -> None:
     """Give workers that stdist did not start the same single-threaded libraries.
 
     Raises
@@ -200,21 +208,16 @@ def _prepared(client: Client) -> Client:
     """
     from stdist import __version__
 
-    try:
-        versions = client.run(_prepare)
-    except ImportError as error:
-        versions = {"a worker": f"no usable stdist ({error})"}
-    others = {worker: found for worker, found in versions.items() if found != __version__}
-    if others:
-        client.close()
-        worker, found = next(iter(others.items()))
-        raise InputError(
-            "workers-differ",
-            f"{worker} has {found}, this is stdist {__version__}",
-            place=client.scheduler.address if client.scheduler else "",
-            remedy="use the same environment or container image everywhere",
-        )
-    return client
+    for worker, found in client.run(_prepare, on_error="return").items():
+        if isinstance(found, OSError):
+            continue  # this worker is leaving
+        if found != __version__:
+            raise InputError(
+                "workers-differ",
+                f"stdist here is {__version__}, on the worker {found}",
+                place=worker,
+                remedy="use the same environment or container image everywhere",
+            )
 
 
 def _prepare() -> str:
@@ -225,7 +228,13 @@ def _prepare() -> str:
 
     numcodecs.blosc.set_nthreads(1)
     zarr.config.set({"threading.max_workers": 1})
+    logging.getLogger("distributed.worker").addFilter(_is_news)
     return __version__
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop the traceback of a heartbeat that finds the scheduler closed: every close risks it."""
+    return "during heartbeat" not in record.getMessage()
 
 
 @contextmanager

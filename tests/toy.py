@@ -159,8 +159,9 @@ def copy_or_fail(rows, *, counts, folder, script):
             raise InputError("counts-negative", "a count is negative", place=f"tile {tile}")
         if kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if kind == "die":
-            os._exit(1)
+        if kind == "slow":
+            time.sleep(1)
+            return {"copy": counts}
         raise RuntimeError(f"scripted failure {calls} of tile {tile}")
     return {"copy": counts}
 
@@ -173,7 +174,7 @@ def copy_program(target, folder, script, source="X", key="layers/copy"):
         copy_or_fail,
         {"counts": counts},
         options={"folder": str(folder), "script": script},
-        writes={"copy": Output(key, (COLUMNS,), "uint16")},
+        writes={"copy": Output(key, (COLUMNS,), "uint16", "dense" if source == "X" else "csr")},
     )
     parameters = {"target": str(target), "folder": str(folder), "script": script}
     return Program("copy", (stage,), parameters | {"source": source, "key": key}, Path(target))

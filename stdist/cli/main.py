@@ -125,6 +125,33 @@ def simulate(
     _done(output)
 
 
+@cli.command("filter", epilog="Example: stdist filter cohort.zarr filtered.zarr --min-counts 50")
+@click.argument("store", type=STORE)
+@click.argument("output", type=STORE)
+@click.option("--min-counts", type=float, default=50, show_default=True, help="Of a cell.")
+@click.option("--min-genes", type=int, default=50, show_default=True, help="Of a cell.")
+@click.option("--max-counts", type=float, default=float("inf"), help="Of a cell.")
+@click.option("--min-cells", type=int, default=1, show_default=True, help="Of a gene.")
+@cluster_options
+@block_option
+def filter_command(
+    store: Path,
+    output: Path,
+    client: str | None,
+    workers: int | None,
+    memory: str | None,
+    **options: Any,
+) -> None:
+    """Copy the cells and genes that pass to a new store."""
+    from stdist import pp
+    from stdist.store import Store
+
+    Store(store)
+    with executor(client, workers, memory) as where:
+        pp.filter(store, output, client=where.client, **options)
+    _done(output)
+
+
 @cli.group("plan")
 def plan_group() -> None:
     """Show what a program will cost: tasks, bytes, memory, time. Runs nothing."""

@@ -143,7 +143,12 @@ def _encodable(value: Any, key: str, notes: list[str]) -> Any:
 
 
 def table_program(
-    table: Table, counts: Source, output: Path, parameters: Mapping[str, Any]
+    table: Table,
+    counts: Source,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    name: str = "convert",
 ) -> Program:
     """Bind a table to a store; `parameters` rebuild the program and say how counts are stored."""
     csr, cells, genes = parameters["kind"] == "csr", table.n_obs, table.n_vars
@@ -161,8 +166,8 @@ def table_program(
     for key, source in table.matrices.items():
         stages.append(matrix_stage(key, source, layer_output(key, source)))
     named = ("inputs", "counts", "batch_names", "index_unique", "gene_names")
-    facts = {name: parameters.get(name) for name in named} | attributes
-    for name in ("inputs", "batch_names"):
-        facts[name] = np.asarray(facts[name] or [], dtype=object)
+    facts = {key: parameters.get(key) for key in named} | attributes
+    for key in ("inputs", "batch_names"):
+        facts[key] = np.asarray(facts[key] or [], dtype=object)
     results = SmallParts(small_parts(table, facts), scratch_folder(output))
-    return Program("convert", tuple(stages), parameters, output, creates=True, results=results)
+    return Program(name, tuple(stages), parameters, output, creates=True, results=results)

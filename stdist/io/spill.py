@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from stdist.io.csr import canonical_csr
+from stdist.io.csr import canonical_csr, densest
 from stdist.io.sources import NodeSource, inconsistent, node_facts, opened
 from stdist.store import TILE_ROWS
 
@@ -60,18 +60,18 @@ class SpillSource(NodeSource):
         making = done.with_name(f"{done.name}.making")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
-        sizes = np.zeros(-(-self.n_rows // BAND_ROWS), np.int64)
+        tiles = np.zeros(-(-self.n_rows // TILE_ROWS), np.int64)
         for rows, columns, values in self.entries():
             self._check(rows, columns)
             self._append(making, rows, columns, values)
-            sizes += np.bincount(rows // BAND_ROWS, minlength=len(sizes))
-        np.save(making / "sizes.npy", sizes)
+            tiles += np.bincount(rows // TILE_ROWS, minlength=len(tiles))
+        np.save(making / "tiles.npy", tiles)
         making.rename(done)
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Entries of each band."""
-        return np.load(f"{self.folder}/sizes.npy")
+    def tiles(self) -> np.ndarray:
+        """Entries of each tile of rows."""
+        return np.load(f"{self.folder}/tiles.npy")
 
     def _check(self, rows: np.ndarray, columns: np.ndarray) -> None:
         for name, numbers, length in (
@@ -108,7 +108,7 @@ class SpillSource(NodeSource):
 
     def _band(self, band: int, length: int) -> sparse.csr_matrix:
         # a band without entries has no file; one that lost its file must not read as empty
-        path, size = _band_path(Path(self.folder), band), int(self.sizes[band])
+        path, size = _band_path(Path(self.folder), band), self._size(band)
         records = np.fromfile(path, self.record()) if size else np.empty(0, self.record())
         if len(records) != size:
             raise OSError(f"{path} holds {len(records)} of {size} entries")
@@ -120,17 +120,21 @@ class SpillSource(NodeSource):
 
     def row_entries(self) -> int:
         """Bound on the entries per row of any block (of a tile inside the fullest band)."""
-        return min(self.n_columns, -(-int(self.sizes.max()) // TILE_ROWS))
+        return min(self.n_columns, -(-int(self.tiles.max()) // TILE_ROWS))
+
+    def _size(self, band: int) -> int:
+        step = BAND_ROWS // TILE_ROWS
+        return int(self.tiles[band * step : (band + 1) * step].sum())
 
     def read_bytes(self, rows: int) -> int:
         """Bytes held while bands are gathered."""
-        bands = -(-rows // BAND_ROWS)
         entry = self.dtype.itemsize + 4
-        return int(self.sizes.max()) * (bands * 2 * entry + self.record().itemsize + 2 * entry + 8)
+        band = densest(self.tiles, BAND_ROWS) * (self.record().itemsize + 2 * entry + 8)
+        return 2 * entry * densest(self.tiles, max(rows, BAND_ROWS)) + band
 
     def stored_bytes(self) -> int:
         """Bytes of the bands on disk."""
-        return int(self.sizes.sum()) * self.record().itemsize
+        return int(self.tiles.sum()) * self.record().itemsize
 
 
 def _band_path(folder: Path, band: int) -> Path:

@@ -1,9 +1,10 @@
-"""Rasters of cells: sparse, mergeable counts and maxima per pixel, however many cells there are.
+"""Rasters of cells: sparse, mergeable sums per pixel, however many cells there are.
 
-A partial raster is a pair ``(pixel, value)``: sorted distinct pixel numbers and one value for each.
-Merging adds integers or takes maxima, both exact, so neither tiles nor blocks can change a bit. Its
-size is bounded by the pixels. Pixel ``(panel, y, x)`` has the number
-``(panel * side + y) * side + x``; a panel is one picture (a batch, or a gene of a batch).
+A partial raster is a pair ``(pixel, sum)``: sorted distinct pixel numbers and one sum for each.
+Sums of counts are exact, so neither tiles nor blocks can change a bit, and a pixel is in the
+raster of a gene as soon as one of its cells expresses it. The size is bounded by the pixels. Pixel
+``(panel, y, x)`` has the number ``(panel * side + y) * side + x``; a panel is one picture (a batch,
+or a gene of a batch).
 """
 
 from __future__ import annotations
@@ -93,50 +94,51 @@ def cells_per_pixel(pixel: Ints) -> Raster:
     return number, cells.astype(np.int64)
 
 
-def largest_per_pixel(pixel: Ints, values: Any, n_pixels: int) -> Raster:
-    """Largest value of each pixel, gene by gene: an expressing cell shows among any number.
+def sums_per_pixel(pixel: Ints, values: Any, n_pixels: int) -> Raster:
+    """Sum the values of each pixel, column by column.
 
     Parameters
     ----------
     pixel
         Pixel of each cell, ``(n_cells,)`` int64; -1 leaves a cell out.
     values
-        Non-negative values, ``(n_cells, n_genes)``, dense or CSR; zeros are not drawn.
+        Non-negative values, ``(n_cells, n_columns)``, dense or CSR; a pixel whose cells are all
+        zero is left out.
     n_pixels
-        Pixels of all batches; gene `g` uses the numbers from ``g * n_pixels``.
+        Pixels of all panels; column `g` uses the numbers from ``g * n_pixels``.
 
     Returns
     -------
     tuple
-        Sorted pixel numbers (int64) and the maximum of each (float32: rounding keeps order).
+        Sorted pixel numbers (int64) and the sum of each (float64, exact for counts).
 
     Examples
     --------
-    >>> largest_per_pixel(np.array([3, 3]), np.array([[1.0, 0.0], [2.0, 0.0]]), 9)
-    (array([3]), array([2.], dtype=float32))
+    >>> sums_per_pixel(np.array([3, 3]), np.array([[1, 0], [2, 0]]), 9)
+    (array([3]), array([3.]))
     """
     if sparse.issparse(values):
         entries = values.tocoo()
-        cell, gene, value = entries.row, entries.col, entries.data
+        cell, column, value = entries.row, entries.col, entries.data
     else:
-        cell, gene = np.nonzero(values)
-        value = values[cell, gene]
+        cell, column = np.nonzero(values)
+        value = values[cell, column]
     drawn = (pixel[cell] >= 0) & (value > 0)
-    number = gene[drawn].astype(np.int64) * n_pixels + pixel[cell[drawn]]
-    return _grouped(number, value[drawn].astype(np.float32), np.maximum)
+    number = column[drawn].astype(np.int64) * n_pixels + pixel[cell[drawn]]
+    return _grouped(number, value[drawn].astype(np.float64))
 
 
-def merge(left: Raster, right: Raster, combine: np.ufunc) -> Raster:
-    """Merge two partial rasters with ``np.add`` (cells) or ``np.maximum`` (values).
+def merge(left: Raster, right: Raster) -> Raster:
+    """Merge two partial rasters.
 
     Examples
     --------
     >>> cells = np.array([1, 1])
-    >>> merge((np.array([2, 4]), cells), (np.array([4, 7]), cells), np.add)
+    >>> merge((np.array([2, 4]), cells), (np.array([4, 7]), cells))
     (array([2, 4, 7]), array([1, 2, 1]))
     """
     number = np.concatenate([left[0], right[0]])
-    return _grouped(number, np.concatenate([left[1], right[1]]), combine)
+    return _grouped(number, np.concatenate([left[1], right[1]]))
 
 
 def dense_panels(raster: Raster, n_panels: int, side: int) -> NDArray[Any]:
@@ -158,10 +160,10 @@ def _placed(spatial: Floats, batch: NDArray[Any]) -> NDArray[np.bool_]:
     return np.isfinite(spatial).all(axis=1) & (batch >= 0)
 
 
-def _grouped(number: Ints, value: NDArray[Any], combine: np.ufunc) -> Raster:
+def _grouped(number: Ints, value: NDArray[Any]) -> Raster:
     if not len(number):
         return number, value
     order = np.argsort(number, kind="stable")
     number = number[order]
     first = np.flatnonzero(np.r_[True, number[1:] != number[:-1]])
-    return number[first], combine.reduceat(value[order], first)
+    return number[first], np.add.reduceat(value[order], first)

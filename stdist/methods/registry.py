@@ -50,7 +50,7 @@ PROGRAMS = {
     "filter": Entry(
         "stdist.preprocess.filter:filter_program",
         "stdist.pp.filter",
-        "preprocess",
+        "store",
         "a new store of the cells and genes that pass",
     ),
     "normalize_total": Entry(

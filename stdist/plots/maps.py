@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def gene_maps(
         Entry of ``obsm`` with x and y. A scale bar is drawn where the unit is known to be um
         (``uns["spatial_unit"]``).
     pixels
-        Pixels along the longer edge of a batch; default: what single cells can fill, at most 256.
+        Pixels along the longer edge of a batch; default: what single cells can fill, at most 160.
     client
         `distributed.Client`; default as in `stdist.tl.crescendo`.
 
@@ -67,9 +68,9 @@ def gene_maps(
     -------
     matplotlib.figure.Figure
         For each gene, rows of layers and columns of batches with one colour scale: log1p of the
-        count at mean depth. A pixel shows its largest value, so that expressing cells stay
-        visible however many cells share it. The mean (count per cell at mean depth) is printed
-        above each map.
+        count at mean depth, averaged over the cells of a pixel. A pixel is coloured as soon as
+        one of its cells expresses the gene, however many share it. The mean count per cell (at
+        mean depth) is printed above each map.
 
     Raises
     ------
@@ -122,11 +123,13 @@ def draw_maps(rasters: GeneRasters, micrometres: bool) -> Figure:
     block = NAME + n_layers * (height + HEAD) + APART
     bar = 0.2 if micrometres else 0.0
     sheet_width = max(6.0, LEFT + RIGHT + n_batches * width + (n_batches - 1) * GAP)
-    sheet = Sheet(sheet_width, 0.1 + n_genes * block + bar + CAPTION)
+    caption = wrap(_caption(rasters), int((sheet_width - LEFT) * 15))
+    foot = CAPTION + 0.16 * (len(caption) - 1)
+    sheet = Sheet(sheet_width, 0.1 + n_genes * block + bar + foot)
     for gene, name in enumerate(rasters.genes):
         top = 0.1 + gene * block
         sheet.text(LEFT, top, short(name, 60), fontsize=12, fontweight="bold")
-        values = rasters.peak[:, gene]
+        values = rasters.expression[:, gene]
         drawn = values[values > 0]
         brightest = float(np.percentile(drawn, BRIGHTEST)) if len(drawn) else 1.0
         for layer in range(n_layers):
@@ -134,18 +137,22 @@ def draw_maps(rasters: GeneRasters, micrometres: bool) -> Figure:
             _name_row(sheet, rasters.layers, layer, above + HEAD + height / 2)
             for batch in range(n_batches):
                 left = LEFT + batch * (width + GAP)
-                characters = int(width * 8)
-                sheet.text(left, above + 0.04, short(rasters.batches[batch], characters))
-                mean = f"mean {rasters.mean[layer, gene, batch]:.3g}"
-                at = left + width
-                sheet.text(at, above + 0.05, mean, fontsize=8, color=SOFT, ha="right")
-                axes = sheet.axes(left, above + HEAD, width, height)
+                sheet.text(left, above + 0.04, short(rasters.batches[batch], int(width * 7)))
+                mean = f"{rasters.mean[layer, gene, batch]:.2g}"
+                look = {"fontsize": 8, "color": SOFT, "ha": "right"}
+                text = f"mean {mean}" if width > 1.4 else mean
+                sheet.text(left + width, above + 0.05, text, **look)
+                rows, columns = extents[batch]
+                inches = min(width / columns, height / rows)
+                size = (columns * inches, rows * inches)
+                axes = sheet.axes(left, above + HEAD, *size)
                 _draw_panel(axes, rasters, (layer, gene, batch), extents[batch], brightest)
                 if micrometres and (layer, gene) == (n_layers - 1, n_genes - 1):
-                    _scale_bar(sheet, axes, rasters.size[batch])
+                    pixel = rasters.size[batch]
+                    _scale_bar(sheet, left, above + HEAD + size[1], inches / pixel, columns * pixel)
         at = LEFT + n_batches * (width + GAP) + 0.02
         _colour_bar(sheet, at, top + NAME + HEAD, min(1.6, height), brightest)
-    sheet.text(LEFT, sheet.height - CAPTION + 0.06, _caption(rasters), fontsize=8, color=SOFT)
+    sheet.text(LEFT, sheet.height - foot + 0.06, "\n".join(caption), fontsize=8, color=SOFT)
     return sheet.figure
 
 
@@ -166,12 +173,11 @@ def _draw_panel(
     from matplotlib.colors import to_rgb
 
     tissue = rasters.tissue[panel[2]][: extent[0], : extent[1]]
-    peak = rasters.peak[panel][: extent[0], : extent[1]]
+    values = rasters.expression[panel][: extent[0], : extent[1]]
     image = np.ones((*tissue.shape, 3))
     image[tissue > 0] = to_rgb(TISSUE)
-    image[peak > 0] = _colours()(peak[peak > 0] / brightest)[:, :3]
-    axes.imshow(image, origin="lower", interpolation="nearest")
-    axes.set_anchor("SW")
+    image[values > 0] = _colours()(values[values > 0] / brightest)[:, :3]
+    axes.imshow(image, origin="lower", interpolation="nearest", aspect="auto")
     axes.set_axis_off()
 
 
@@ -198,28 +204,22 @@ def _colour_bar(sheet: Sheet, left: float, top: float, height: float, brightest:
     axes.spines[:].set_visible(False)
 
 
-def _scale_bar(sheet: Sheet, axes: Axes, pixel: float) -> None:
-    """Draw a bar of a round length, about a quarter of the map, below it."""
-    box = axes.get_position()
-    wide = axes.get_xlim()[1] - axes.get_xlim()[0]
-    high = axes.get_ylim()[1] - axes.get_ylim()[0]
-    inches = min(box.width * sheet.width / wide, box.height * sheet.height / high)
-    quarter = wide * pixel / 4
-    power = 10.0 ** np.floor(np.log10(quarter))
-    length = max(step * power for step in (1, 2, 5) if step * power <= quarter)
-    left, top = box.x0 * sheet.width, (1 - box.y0) * sheet.height
-    bar = sheet.axes(left, top + 0.06, length / pixel * inches, 0.025)
+def _scale_bar(sheet: Sheet, left: float, top: float, inches: float, width: float) -> None:
+    """Draw a bar of a round length, about a quarter of the map, below it; `inches` per unit."""
+    power = 10.0 ** np.floor(np.log10(width / 4))
+    length = max(step * power for step in (1, 2, 5) if step * power <= width / 4)
+    bar = sheet.axes(left, top + 0.06, length * inches, 0.025)
     bar.set_facecolor(INK)
     bar.set(xticks=[], yticks=[])
     bar.spines[:].set_visible(False)
     text = f"{length:g} µm" if length < 1000 else f"{length / 1000:g} mm"
-    sheet.text(left + length / pixel * inches + 0.06, top + 0.0, text, fontsize=8, color=SOFT)
+    sheet.text(left + length * inches + 0.06, top, text, fontsize=8, color=SOFT)
 
 
 def _caption(rasters: GeneRasters) -> str:
     n_batches, drawn = rasters.n_batches, len(rasters.batches)
     few = f" The {drawn} largest of {n_batches} batches are drawn." if drawn < n_batches else ""
     return (
-        "Colour: log(1 + count at mean depth), largest of a pixel; grey: cells without the gene. "
-        f"Mean: counts per cell at mean depth.{few}"
+        "Colour: log(1 + count at mean depth) of the cells of a pixel; grey: no counts. "
+        f"Above a map: mean count per cell at mean depth.{few}"
     )

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from stdist.graph import Program, Reduce, by_name
 from stdist.kernels import raster
@@ -17,16 +16,18 @@ from stdist.plots.passes import add_by, gene_columns, layer_reads, run_pass, sta
 from stdist.preprocess.bound import tile_workspace
 from stdist.store import InputError
 
-FEWEST_PIXELS, MOST_PIXELS = 32, 256
+FEWEST_PIXELS, MOST_PIXELS = 32, 160
+CELLS_PER_PIXEL = 1.5
+TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
 class GeneRasters:
     """Pictures of genes in batches.
 
-    ``tissue`` ``(n_batches, side, side)`` int64 counts cells; ``peak``
-    ``(n_layers, n_genes, n_batches, side, side)`` float32 is the largest ``log1p`` of the count
-    per mean depth; ``mean`` ``(n_layers, n_genes, n_batches)`` the mean count per mean depth;
+    ``tissue`` ``(n_batches, side, side)`` int64 counts cells; ``expression``
+    ``(n_layers, n_genes, n_batches, side, side)`` float64 is the ``log1p`` of the count at mean
+    depth; ``mean`` ``(n_layers, n_genes, n_batches)`` the mean count at mean depth;
     ``size`` the width of a pixel; ``n_batches`` the number of batches, drawn or not.
     """
 
@@ -35,7 +36,7 @@ class GeneRasters:
     batches: list[str]
     cells: np.ndarray
     tissue: np.ndarray
-    peak: np.ndarray
+    expression: np.ndarray
     mean: np.ndarray
     size: np.ndarray
     n_batches: int
@@ -71,18 +72,18 @@ def rasterise(
     scale = found["depth"].sum() / max(1, found["n"].sum())
     counts = found["total"].T.reshape(n_layers, n_genes, -1) * scale
     depth = found["depth"]
-    peak = raster.dense_panels(
-        (found["peak_pixel"], np.log1p(scale * found["peak"]).astype(np.float32)),
-        n_layers * n_genes * len(drawn),
-        side,
-    )
+    n_pictures = n_layers * n_genes * len(drawn)
+    sums = raster.dense_panels((found["gene_pixel"], found["gene_sum"]), n_pictures, side)
+    weight = raster.dense_panels((found["depth_pixel"], found["depth_sum"]), len(drawn), side)
+    sums = sums.reshape(n_layers, n_genes, len(drawn), side, side)
+    rate = np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0)
     return GeneRasters(
         genes=names,
         layers=["X" if layer is None else layer for layer in layers],
         batches=[batch.names[code] for code in drawn],
         cells=found["cells"],
         tissue=raster.dense_panels((found["cell_pixel"], found["density"]), len(drawn), side),
-        peak=peak.reshape(n_layers, n_genes, len(drawn), side, side),
+        expression=np.log1p(scale * rate),
         mean=np.divide(counts, depth, out=np.zeros_like(counts), where=depth > 0),
         size=found["size"],
         n_batches=len(batch.names),
@@ -121,7 +122,7 @@ def _program(
         combine=merge_tiles,
         workspace=tile_workspace(4 * panels + 8),
         nanoseconds=2.0 * opened.n_vars + 60.0 * panels,
-        partial_bytes=min(most, opened.n_obs) * (16 + 12 * panels),
+        partial_bytes=min(most, opened.n_obs) * 16 * (2 + panels),
     )
     return Program("gene_maps", (bounds, pictures), results=_results)
 
@@ -139,9 +140,11 @@ def choose_grid(total: dict[str, Any], *, pixels: int | None, shown: int) -> dic
     recode = np.full(len(total["cells"]) + 1, -1)  # the last entry is for code -1
     recode[drawn] = np.arange(len(drawn))
     cells = total["cells"][drawn]
-    wanted = int(np.sqrt(cells.max(initial=0)))
-    side = pixels or min(MOST_PIXELS, max(FEWEST_PIXELS, wanted))
     low, high = total["low"][drawn], total["high"][drawn]
+    extent = np.where(cells[:, None] > 0, high - low, 1.0)
+    slimness = extent.max(axis=1) / np.maximum(extent.min(axis=1), extent.max(axis=1) / 20 + TINY)
+    wanted = int(np.sqrt(cells * slimness / CELLS_PER_PIXEL).max(initial=0))
+    side = pixels or min(MOST_PIXELS, max(FEWEST_PIXELS, wanted))
     return {
         "drawn": drawn,
         "recode": recode,
@@ -161,26 +164,24 @@ def raster_tile(
     columns: np.ndarray,
     **layers: Any,
 ) -> dict[str, Any]:
-    """Cells and largest rates (count over depth) per pixel, and sums per batch."""
+    """Cells, depth and counts per pixel, and sums per batch."""
     batch = bounds["recode"][batch]
     side, n_batches = int(bounds["side"]), len(bounds["drawn"])
     depth, counts = stacked(layers, columns)
-    per_depth = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
-    rates = (
-        sparse.diags(per_depth) @ counts
-        if sparse.issparse(counts)
-        else (counts * per_depth[:, None])
-    )
     place = np.asarray(spatial)[:, :2]
     pixel = raster.pixel_numbers(place, batch, bounds["low"], bounds["size"], side)
+    n_pixels = n_batches * side * side
     cell_pixel, density = raster.cells_per_pixel(pixel)
-    peak_pixel, peak = raster.largest_per_pixel(pixel, rates, n_batches * side * side)
+    depth_pixel, depth_sum = raster.sums_per_pixel(pixel, depth[:, None], n_pixels)
+    gene_pixel, gene_sum = raster.sums_per_pixel(pixel, counts, n_pixels)
     kept = batch >= 0
     return {
         "cell_pixel": cell_pixel,
         "density": density,
-        "peak_pixel": peak_pixel,
-        "peak": peak,
+        "depth_pixel": depth_pixel,
+        "depth_sum": depth_sum,
+        "gene_pixel": gene_pixel,
+        "gene_sum": gene_sum,
         "total": add_by(batch, n_batches, counts),
         "depth": np.bincount(batch[kept], depth[kept], n_batches),
         "n": np.bincount(batch[kept], minlength=n_batches),
@@ -190,12 +191,13 @@ def raster_tile(
 def merge_tiles(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     """Merge pictures and add sums."""
     merged = {name: left[name] + right[name] for name in ("total", "depth", "n")}
-    for pixel, value, combine in (
-        ("cell_pixel", "density", np.add),
-        ("peak_pixel", "peak", np.maximum),
+    for pixel, value in (
+        ("cell_pixel", "density"),
+        ("depth_pixel", "depth_sum"),
+        ("gene_pixel", "gene_sum"),
     ):
         sides = ((part[pixel], part[value]) for part in (left, right))
-        merged[pixel], merged[value] = raster.merge(*sides, combine)
+        merged[pixel], merged[value] = raster.merge(*sides)
     return merged
 
 

@@ -42,7 +42,9 @@ def stage_table(run_folder: Path | str) -> pd.DataFrame:
     """
     record = RunRecord(Path(run_folder))
     stages = record.read_json("run.json")["plan"]["stages"]
-    events = _by_stage(record.events(), {s["name"] for s in stages if s["kind"] == "map"})
+    events: dict[str, list[TaskRecord]] = {}
+    for event in record.events():
+        events.setdefault(event.stage, []).append(event)
     rows = []
     for stage in stages:
         own = events.get(stage["name"], [])
@@ -64,20 +66,6 @@ def stage_table(run_folder: Path | str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("stage")
-
-
-def _by_stage(events: list[TaskRecord], maps: set[str]) -> dict[str, list[TaskRecord]]:
-    """Group events by the plan's name of their stage."""
-    found: dict[str, list[TaskRecord]] = {}
-    last = ""
-    for event in events:
-        name = event.stage
-        if name in maps:
-            last = name
-        elif name.endswith(":assemble"):  # recorded under the array, planned under its stage
-            name = f"{last}:assemble"
-        found.setdefault(name, []).append(event)
-    return found
 
 
 def busy_seconds(events: Iterable[TaskRecord]) -> float:

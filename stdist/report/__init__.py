@@ -222,7 +222,11 @@ def _maps(
 
 def _convergence(facts: RunFacts, pictures: bool) -> str:
     rounds, objective = facts.written.get("n_iterations"), facts.objective
-    parts = [] if rounds is None else [html.paragraph(f"{int(rounds)} rounds until it settled.")]
+    parts = []
+    if rounds is not None:
+        limit = facts.parameters.get("max_iterations")
+        how = "stopped at the largest number of rounds" if rounds == limit else "settled"
+        parts.append(html.paragraph(f"Rounds: {int(rounds)} ({how})."))
     if objective is not None:
         first, last = html.number(float(objective[0]), 6), html.number(float(objective[-1]), 6)
         parts.append(html.paragraph(f"Objective: {first} after the first round, {last} at last."))

@@ -30,10 +30,11 @@ section .cards {{ margin-top: 0; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
 table.wide {{ width: 100%; }}
-th, td {{ padding: 5px 14px 5px 0; text-align: left; vertical-align: top;
+th, td {{ padding: 5px 12px 5px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid {FAINT}; }}
 th {{ color: {SOFT}; font-weight: 600; }}
-th.number, td.number {{ text-align: right; padding-right: 18px; white-space: nowrap; }}
+th.number, td.number {{ text-align: right; padding: 5px 6px; white-space: nowrap; }}
+th.group {{ text-align: right; padding: 5px 6px; border-bottom: 0; color: {INK}; }}
 tbody tr:last-child td {{ border-bottom: 0; }}
 img {{ max-width: 100%; height: auto; display: block; margin: 14px 0 0; }}
 p {{ margin: 8px 0; max-width: 78ch; }}
@@ -77,8 +78,17 @@ def cards(facts: Iterable[tuple[str, Any]]) -> str:
     return f'<div class="cards">{"".join(shown)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, text: int = 1) -> str:
-    """Table whose first `text` columns are text and the others numbers, right-aligned."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    text: int = 1,
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """Table whose first `text` columns are text and the others numbers, right-aligned.
+
+    `groups` are titles above the head: text and number of columns.
+    """
 
     def cells(tag: str, values: Sequence[Any]) -> str:
         return "".join(
@@ -87,7 +97,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, text: int = 1) 
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    top = f"<thead><tr>{cells('th', head)}</tr></thead>" if any(head) else ""
+    above = "".join(f'<th class=group colspan="{n}">{escape(name)}</th>' for name, n in groups)
+    above = f"<tr>{above}</tr>" if above else ""
+    top = f"<thead>{above}<tr>{cells('th', head)}</tr></thead>" if any(head) else ""
     wide = ' class="wide"' if len(head) > 2 else ""
     return f'<div class="scroll"><table{wide}>{top}<tbody>{body}</tbody></table></div>'
 

@@ -126,10 +126,10 @@ def stages(facts: RunFacts, pictures: bool) -> str:
     """Plan against measured, stage by stage."""
     table = stage_table(facts.folder)
     total = max(table["seconds"].sum(), facts.state.get("seconds", 0.0), 1e-9)
+    groups = (("", 2), ("Tasks", 2), ("Read", 2), ("Written", 2), ("Memory", 3), ("Time", 3))
     head = (
-        "stage", "kind", "tasks planned", "blocks or items", "stored bytes to read",
-        "decoded bytes read", "bytes written: planned", "measured", "memory: planned", "measured",
-        "ratio", "seconds: planned", "measured", "share of run",
+        "stage", "kind", "planned", "done", "stored", "decoded", "planned", "measured",
+        "planned", "measured", "ratio", "planned", "measured", "share",
     )  # fmt: skip
     rows = [
         (
@@ -155,15 +155,15 @@ def stages(facts: RunFacts, pictures: bool) -> str:
     if plan["n_workers"] * plan["threads"] == 1:
         workers = "one worker with one thread"
     note = (
-        f"On {workers}, in blocks of {plan['block_length']:,} rows. "
-        "Memory is per worker: an upper bound planned before the run, and the largest peak. Where "
-        "the run shared its process with the caller (no cluster), the peak includes what the "
-        "caller held. Seconds planned are a guess, measured is the time in which a task of the "
-        "stage ran. A reduction also plans the tasks that combine its blocks; a loop is planned "
-        "for its largest number of rounds."
+        f"On {workers}, in blocks of {plan['block_length']:,} rows. Memory is per worker: an upper "
+        "bound planned before the run, and the largest peak. Where the run shared its process with "
+        "the caller (no cluster), the peak includes what the caller held. Planned time is a guess; "
+        "measured is the time in which a task of the stage ran, and its share of the run. Stored "
+        "bytes are compressed. A reduction also plans the tasks that combine its blocks; a loop is "
+        "planned for its largest number of rounds."
     )
     picture = html.picture(stage_timings(facts.folder), "Planned and measured") if pictures else ""
-    return picture + html.table(head, rows, text=2) + html.paragraph(note, note=True)
+    return picture + html.table(head, rows, text=2, groups=groups) + html.paragraph(note, note=True)
 
 
 def provenance(facts: RunFacts, arguments: Iterable[str]) -> str:

@@ -179,13 +179,14 @@ def main(folder, kind, first, step):
     assert fork(scene.save_reference) == 0
     total = int(scene.count.read_text())
     failed = []
-    for number in range(first, total + 1, step):
+    numbers = {*range(first, total + 1, step), *range(total - 6, total + 1)}
+    for number in sorted(numbers):
         scene.reset()
         if fork(dying, number, scene.count, scene.run) != DEAD:
             failed.append((number, "did not die"))
         if kind != "overwrite" and fork(scene.check_visible):
             failed.append((number, "visible"))
-        if (number - first) // step % 3 == 0:  # die once more on the way
+        if number // step % 3 == 0:  # die once more on the way
             fork(dying, 1 + number * 7 % 60, scene.count, scene.resume)
         if fork(scene.check_resume):
             failed.append((number, "resume"))

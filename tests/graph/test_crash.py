@@ -31,12 +31,12 @@ def enumerate_deaths(folder, kind, first, step):
 @pytest.mark.fault
 @pytest.mark.parametrize("kind", ["create", "add", "overwrite"])
 def test_a_run_survives_sudden_death(tmp_path, kind):
-    enumerate_deaths(str(tmp_path), kind, 5, 53)
+    enumerate_deaths(str(tmp_path), kind, 5, 67)
 
 
 @pytest.mark.slow
 @pytest.mark.fault
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["create", "add", "overwrite"])
 def test_a_run_survives_sudden_death_at_every_change(tmp_path, kind):
     enumerate_deaths(str(tmp_path), kind, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,30 @@ def test_wrong_data_found_by_a_kernel_leave_no_trace(store, tmp_path, where, req
     assert len(run_folders(store)) == 1
     assert {p.name for p in (store / ".stdist" / "runs").iterdir()} == {run_folders(store)[0].name}
     assert {p.name for p in tmp_path.iterdir()} == {"store.zarr", "calls"}
+
+
+def test_no_task_writes_after_its_run_was_given_up(store, tmp_path, client):
+    script = {"0": ("input", 99), "1": ("slow", 99)}
+    (tmp_path / "calls").mkdir()
+    program = toy.copy_program(store, tmp_path / "calls", script, source="layers/sparse")
+    before = toy.contents(store)
+    with pytest.raises(InputError, match="a count is negative"):
+        start(program, Cluster(client), block_length=1024)
+    time.sleep(1.5)
+    assert 1 in toy.calls(tmp_path / "calls")
+    assert toy.contents(store) == before
+    assert len(list((store / ".stdist" / "runs").iterdir())) == 1
+
+
+def test_an_output_made_meanwhile_is_not_overwritten(store):
+    class Overtaken(Never):
+        def resources(self):
+            start(toy.scale_program(store, rounds=1), InProcess(), block_length=1024)
+            return super().resources()
+
+    with pytest.raises(InputError) as caught:
+        start(toy.scale_program(store), Overtaken(), block_length=1024)
+    assert caught.value.code == "output-exists"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

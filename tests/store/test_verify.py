@@ -113,6 +113,17 @@ HARM = {
 }
 
 
+def test_damaged_metadata_are_noticed_by_an_open_element(store):
+    element = open_element(store, "X")
+    before = element.read(0, 10)
+    text = (store / "X/zarr.json").read_text()
+    (store / "X/zarr.json").write_text(text.replace("uint16", "int16"))
+    with pytest.raises(CorruptionError, match=r"X/zarr\.json"):
+        element.read(0, 10)
+    (store / "X/zarr.json").write_text(text)
+    np.testing.assert_array_equal(element.read(0, 10), before)
+
+
 @pytest.mark.parametrize("harm", HARM)
 def test_a_damaged_shard_is_never_read(store, harm):
     element = open_element(store, "X")

@@ -1,0 +1,132 @@
+"""The command line: the whole way on real data, exit codes, JSON, parameters from TOML."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import anndata
+import pytest
+
+from stdist.cli import main
+from stdist.store import Store
+
+
+def run(*arguments, capsys=None):
+    """Exit code and printed text of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    text = capsys.readouterr() if capsys is not None else None
+    return ended.value.code or 0, text
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "cohort.zarr"
+    code, _ = run("simulate", path, "--cells", 20000, "--genes", 40, "--batches", 3, "--seed", 2)
+    assert code == 0
+    return path
+
+
+def test_convert_plan_run_status_verify_report_on_real_slides(shared, tmp_path, capsys):
+    store = tmp_path / "starmap.zarr"
+    code, text = run("convert", shared / "data/starmap_visp_2rep.h5ad", store, capsys=capsys)
+    assert (code, text.out.strip()) == (0, str(store))
+    what = ["crescendo", store, "--batch-key", "batch", "--clusters", "cell_type"]
+    code, text = run("plan", *what, "--json", "--graph", tmp_path / "graph.svg", capsys=capsys)
+    plan = json.loads(text.out)
+    assert code == 0
+    assert plan["fits"]
+    assert [stage["name"] for stage in plan["stages"]][:2] == ["strata", "fit"]
+    assert (tmp_path / "graph.svg").read_text().startswith("<svg")
+    code, _ = run("run", *what, capsys=capsys)
+    assert code == 0
+    code, text = run("status", store, "--json", capsys=capsys)
+    assert [one["state"] for one in json.loads(text.out)] == ["done", "done"]
+    code, text = run("verify", store, capsys=capsys)
+    assert code == 0
+    assert "0 damaged" in text.out
+    page = next((store / ".stdist" / "runs").glob("crescendo-*/report.html"))
+    assert "BVR" in page.read_text()
+    adata = anndata.read_zarr(store)
+    assert adata.layers["crescendo"].dtype.kind == "u"
+    assert adata.layers["crescendo"].shape == adata.shape
+
+
+def test_bad_input_is_2_and_names_thing_place_remedy(cohort, tmp_path, capsys):
+    what = ["crescendo", tmp_path / "no.zarr", "--batch-key", "b", "--clusters", "c"]
+    code, text = run("run", *what, capsys=capsys)
+    assert code == 2
+    for part in ("[store-unknown]", "where:", "remedy:"):
+        assert part in text.err
+    assert run("run", "crescendo", cohort, "--batch-key", "batch", capsys=capsys)[0] == 2
+    assert run("nonsense", capsys=capsys)[0] == 2
+    assert run("convert", tmp_path / "no.h5ad", tmp_path / "out.zarr", capsys=capsys)[0] == 2
+    assert not (tmp_path / "out.zarr").exists()
+    what = ["crescendo", cohort, "--batch-key", "batch", "--clusters", "nothing"]
+    code, text = run("plan", *what, capsys=capsys)
+    assert code == 2
+    assert "cell_type" in text.err
+
+
+def test_plan_refuses_with_3_and_names_a_length_that_fits(cohort, capsys):
+    what = ["crescendo", cohort, "--batch-key", "batch", "--clusters", "cell_type"]
+    code, text = run("plan", *what, "--memory", "200MB", capsys=capsys)
+    assert code == 3
+    assert "worst" in text.err or "stage" in text.err
+    assert "MiB" in text.err
+
+
+def test_corruption_is_4_and_record_accepts(cohort, tmp_path, capsys):
+    import shutil
+
+    store = shutil.copytree(cohort, tmp_path / "damaged.zarr")
+    shard = store / "X" / "c" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    code, text = run("verify", store, capsys=capsys)
+    assert code == 4
+    assert "altered: X/c" in text.out
+    code, text = run("verify", store, "--json", capsys=capsys)
+    assert json.loads(text.out)["damage"][0]["kind"] == "altered"
+    assert run("run", "qc", store, capsys=capsys)[0] == 4
+
+
+def test_parameters_from_toml(cohort, tmp_path, capsys):
+    path = tmp_path / "crescendo.toml"
+    path.write_text('batch-key = "batch"\nclusters = "cell_type"\nprior-sd = 0.5\n')
+    code, _ = run("plan", "crescendo", cohort, "--params", path, capsys=capsys)
+    assert code == 0
+    path.write_text('batch_key = "batch"\nclusters = "cell_type"\nnonsense = 1\n')
+    code, text = run("plan", "crescendo", cohort, "--params", path, capsys=capsys)
+    assert code == 2
+    assert "nonsense" in text.err
+
+
+@pytest.mark.fault
+def test_terminated_run_is_5_and_resumes(tmp_path, capsys):
+    store = tmp_path / "big.zarr"
+    command = [sys.executable, "-m", "stdist", "simulate", str(store), "--cells", "400000",
+               "--genes", "300", "--block-length", "8192"]  # fmt: skip
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "big.zarr.partial" / ".stdist" / "runs"
+    deadline = time.monotonic() + 60
+    while not list(runs.glob("*/done/simulate/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 5, errors
+    assert "stdist resume" in errors
+    code, text = run("status", store, capsys=capsys)
+    assert code == 0
+    assert "stopped" in text.out
+    code, _ = run("resume", store, capsys=capsys)
+    assert code == 0
+    assert Store(store).n_obs == 400000
+    events = next((store / ".stdist" / "runs").glob("simulate-*")) / "events.jsonl"
+    tasks = [json.loads(line) for line in events.read_text().splitlines()]
+    assert len([task for task in tasks if task["stage"] == "simulate"]) <= 49 + 2  # in flight

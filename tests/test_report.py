@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import doctest
+import re
+import shutil
+import sys
+import warnings
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stdist
+from stdist.graph import InProcess, run_folders, start
+from stdist.graph.record import RunRecord
+from stdist.report import genes, html, write_report
+from stdist.report.genes import summarise
+from stdist.store import InputError
+from tests import toy
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Check nesting, and collect addresses, headings and text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.addresses, self.images, self.headings, self.words = [], [], 0, [], []
+        self.source = path.read_text()
+        self.feed(self.source)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.images += tag == "img"
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "h2" in self.open:
+            self.headings.append(data)
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def quietly(function, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args, **options)
+
+
+def corrected(path, **options):
+    settings = {"batch_key": "batch", "clusters": "cell_type"}
+    return quietly(stdist.tl.crescendo, path, progress=False, **settings | options)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """A store with a finished Crescendo run; read only."""
+    path = tmp_path_factory.mktemp("report") / "cohort.zarr"
+    stdist.simulate(path, n_cells=3000, n_genes=40, n_batches=3, n_types=4, progress=False)
+    return path, corrected(path)
+
+
+@pytest.fixture(scope="module")
+def page(cohort, tmp_path_factory):
+    output = tmp_path_factory.mktemp("page") / "report.html"
+    assert write_report(cohort[1], output=output) == output
+    return output
+
+
+def written(adata, path):
+    """Write an AnnData as a zarr v3 store."""
+    anndata = pytest.importorskip("anndata")
+    with anndata.settings.override(zarr_write_format=3):
+        quietly(adata.write_zarr, path)
+    return path
+
+
+def small(n=400, batches=("a", "b"), form=np.asarray):
+    anndata = pytest.importorskip("anndata")
+    rng = np.random.default_rng(5)
+    counts = rng.poisson([[2.0, 0.5, 0.0, 1.0]], (n, 4)).astype(np.float32)
+    adata = anndata.AnnData(form(counts))
+    adata.var_names = ["<b>bold</b>", "B", "none", "D"]
+    batch = rng.choice(list(batches), n)
+    adata.obs["batch"] = pd.Categorical(batch, categories=[*batches, "never & used"])
+    adata.obs["cell_type"] = pd.Categorical(rng.choice(["x", "y"], n), categories=["x", "y", "z"])
+    return adata
+
+
+def test_the_report_needs_nothing_else(page):
+    parsed = Page(page)
+    assert all(a.startswith(("data:image/png;base64,", "#")) for a in parsed.addresses)
+    assert not re.search(r"https?://|<script|@import|url\(", parsed.source)
+    assert parsed.images == 4
+    assert parsed.headings == [
+        *(["Warnings"] if "Warnings" in parsed.headings else []),
+        "Quality",
+        "Genes before and after",
+        "Plan and measurement",
+        "Parameters",
+        "Provenance",
+    ]
+
+
+def test_the_report_has_the_numbers_of_the_metrics(cohort, page):
+    table = stdist.metrics.bvr_cvr(cohort[0], batch_key="batch", label_key="cell_type")
+    facts, text = summarise(table), Page(page).text
+    assert f"{facts['in_zone']} / {facts['with_batch_variance']}" in text
+    for name in ("median_bvr", "median_cvr", "total_ratio", "largest_gene_ratio"):
+        assert html.number(facts[name]) in text
+    chosen = genes.telling_genes(table)
+    assert len(chosen) == 3
+    first = table.nlargest(20, "batch_variance_before")
+    assert all(name in text for name in [*first.index, *chosen])
+    read = pd.read_csv(page.with_name("metrics.csv"), index_col="gene")
+    pd.testing.assert_frame_equal(read, table, check_exact=False, rtol=1e-12)
+
+
+def test_the_report_has_plan_parameters_and_provenance(cohort, page):
+    text, run = Page(page).text, RunRecord(cohort[1]).read_json("run.json")
+    for word in ("3,000", "40", "done", run["fingerprint"], run["run"], run["versions"]["numpy"]):
+        assert word in text
+    for stage in run["plan"]["stages"]:
+        assert stage["name"] in text
+        assert html.in_bytes(stage["memory"]) in text
+    assert all(name in text for name in run["parameters"])
+    assert f"stdist verify {cohort[0]}" in text
+
+
+def test_chosen_genes_and_the_default_place(cohort, tmp_path):
+    path = shutil.copytree(cohort[0], tmp_path / "moved.zarr")
+    run = run_folders(path)[-1]
+    output = write_report(run, genes=["gene_0007"])
+    assert output == run / "report.html"
+    page = Page(output)
+    assert "Maps of gene_0007 in each batch" in page.source
+    assert str(path) in page.text
+    assert "--gene gene_0007" in page.text
+    with pytest.raises(InputError, match="not in the data"):
+        write_report(run, genes=["absent"])
+
+
+def test_without_matplotlib_the_report_has_no_pictures_and_says_so(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(write_report(cohort[1], output=tmp_path / "plain.html"))
+    assert page.images == 0
+    assert "stdist[viz]" in page.text
+    assert "Quality" in page.headings
+    assert (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_no_coordinates_an_unused_category_and_names_like_tags(tmp_path, form):
+    run = corrected(written(small(form=form), tmp_path / "small.zarr"))
+    page = Page(write_report(run, genes=["<b>bold</b>", "none"]))
+    assert "no obsm entry 'spatial'" in page.text
+    assert "<b>bold</b>" in page.text
+    assert "<b>bold" not in page.source
+    assert "[batch-empty] no cell in batch never & used" in page.text
+    assert page.images == 3
+
+
+def test_one_batch(tmp_path):
+    adata = small(batches=("a",))
+    adata.obs["batch"] = adata.obs["batch"].cat.remove_unused_categories()
+    adata.obsm["spatial"] = np.random.default_rng(0).random((adata.n_obs, 2))
+    run = corrected(written(adata, tmp_path / "one.zarr"))
+    page = Page(write_report(run))
+    assert "one-batch" in page.text
+    assert "there are 1 and 3" in page.text
+    assert page.images == 3
+    assert not (run / "metrics.csv").exists()
+
+
+def test_soft_clusters_are_measured_only_with_labels(tmp_path):
+    adata = small()
+    weights = np.random.default_rng(1).dirichlet([1.0, 1.0], adata.n_obs)
+    adata.obsm["R"] = weights
+    run = corrected(written(adata, tmp_path / "soft.zarr"), clusters="R")
+    page = Page(write_report(run))
+    assert "write the report again with --label-key" in page.text
+    assert page.images == 2
+    page = Page(write_report(run, label_key="cell_type"))
+    assert "median BVR" in page.text
+    with pytest.raises(InputError, match="element"):
+        write_report(run, label_key="absent")
+
+
+def test_other_programs_get_the_parts_that_apply(cohort, tmp_path):
+    simulation = run_folders(cohort[0])[0]
+    page = Page(write_report(simulation, output=tmp_path / "a.html"))
+    assert page.headings == ["Plan and measurement", "Parameters", "Provenance"]
+    page = Page(
+        write_report(simulation, output=tmp_path / "b.html", batch_key="batch", genes=["gene_0001"])
+    )
+    assert "Genes" in page.headings
+    assert page.images == 3
+
+
+def test_rounds_of_a_loop(tmp_path):
+    adata = small()
+    adata.obsm["X_pca"] = np.random.default_rng(2).normal(size=(adata.n_obs, 2))
+    path = written(adata, tmp_path / "loop.zarr")
+    run = stdist.tl.kmeans(path, n_clusters=3, progress=False)
+    page = Page(write_report(run))
+    assert "Convergence" in page.headings
+    assert "Rounds: " in page.text
+
+
+def test_an_unfinished_run_says_why_and_how_to_resume(store, tmp_path):
+    folder = tmp_path / "script"
+    folder.mkdir()
+    program = toy.copy_program(store, folder, {0: "error"})
+    with pytest.raises(Exception, match="."):
+        start(program, InProcess(), block_length=1024)
+    waiting = run_folders(store)[-1]
+    page = Page(write_report(waiting))
+    assert "has not finished" in page.text
+    assert f"stdist resume {store}" in page.text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no run record"):
+        write_report(tmp_path)
+
+
+def test_examples():
+    assert doctest.testmod(html).failed == 0
+    assert doctest.testmod(genes).failed == 0
