@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -48,7 +49,7 @@ def create_csr(root: Path, output: Output, n_rows: int, n_entries: int) -> None:
     shutil.rmtree(root / output.key, ignore_errors=True)
     group = zarr.open_group(str(root), mode="r+", use_consolidated=False).require_group(output.key)
     shape = [n_rows, output.columns[0]]
-    attributes = {"stdist": dict(output.attributes)} if output.attributes else {}
+    attributes: dict[str, Any] = {"stdist": dict(output.attributes)} if output.attributes else {}
     group.attrs.update(encoding("csr_matrix") | {"shape": shape} | attributes)
     array = encoding("array")
     for name, dtype in (("data", output.dtype), ("indices", "int32")):
@@ -86,7 +87,7 @@ def run_assemble_shard(
     with measured(f"{output.key}:assemble", shard, f"shard {shard}") as facts:
         data = np.empty(last - first, output.dtype)
         indices = np.empty(last - first, np.int32)
-        for index in np.flatnonzero((offsets[1:] > first) & (offsets[:-1] < last)):
+        for index in np.flatnonzero((offsets[1:] > first) & (offsets[:-1] < last)).tolist():
             base = int(offsets[index])
             low, high = max(first, base), min(last, int(offsets[index + 1]))
             with np.load(part_path(Path(parts), output.key, index)) as part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from stdist.graph.blocks import Blocks
 from stdist.graph.compile import Binding, compile_stage
@@ -26,16 +27,16 @@ def draw_graph(program: Program, block_length: int, path: Path) -> Path:
         left = 20 + column * COLUMN
         parts.append(_text(left, 24, title, 13, "bold"))
         parts.append(_text(left, 42, f"{len(graph)} tasks", 11))
-        places: dict[object, tuple[int, int]] = {}
+        places: dict[Any, tuple[int, int]] = {}
         counts: dict[str, int] = {}
         for key in graph:
-            kind = key[2]  # type: ignore[index]
+            kind = key[2]
             row = counts[kind] = counts.get(kind, 0) + 1
             if row <= SHOWN:
                 depth = 1 if kind == "combine" else 0
                 places[key] = (left + depth * 90, 60 + (row - 1) * ROW + depth * ROW // 2)
             elif row == SHOWN + 1:
-                more = sum(1 for other in graph if other[2] == kind) - SHOWN  # type: ignore[index]
+                more = sum(1 for other in graph if other[2] == kind) - SHOWN
                 depth = 1 if kind == "combine" else 0
                 parts.append(_text(left + depth * 90, 60 + SHOWN * ROW + 12, f"+ {more}", 11))
         parts += [
@@ -44,7 +45,7 @@ def draw_graph(program: Program, block_length: int, path: Path) -> Path:
             for argument in arguments
             if isinstance(argument, tuple) and argument in places and key in places
         ]
-        parts += [_box(place, str(key[-1])) for key, place in places.items()]  # type: ignore[index]
+        parts += [_box(place, str(key[-1])) for key, place in places.items()]
         height = max([height, *(y for _, y in places.values())])
     width = 20 + COLUMN * len(program.block_stages())
     body = "\n".join(parts)
@@ -56,7 +57,7 @@ def draw_graph(program: Program, block_length: int, path: Path) -> Path:
     return path
 
 
-def _graphs(program: Program, block_length: int) -> list[tuple[str, dict]]:
+def _graphs(program: Program, block_length: int) -> list[tuple[str, dict[Any, tuple]]]:
     found = []
     for stage in program.stages:
         loop = isinstance(stage, Loop)

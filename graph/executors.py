@@ -70,7 +70,8 @@ class InProcess:
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
     ) -> tuple[list[Failure], int]:
         """Run the graph; see `Cluster.run`."""
-        wanted, results, failures = set(watched), {}, []
+        wanted, failures = set(watched), []
+        results: dict[Hashable, Any] = {}
         uses = _count_uses(graph)
         for key, (function, *arguments) in graph.items():
             names = [a for a in arguments if isinstance(a, tuple) and a in graph]
@@ -178,12 +179,21 @@ class Cluster:
         n_tasks
             Number of tasks in the graph.
         """
+        from distributed.client import ClosedClientError, FutureCancelledError
+        from distributed.comm import CommClosedError
+
+        if not graph:
+            return [], 0
+        try:
+            return self._run(graph, watched, on_done), len(graph)
+        except (ClosedClientError, CommClosedError, FutureCancelledError) as error:
+            return [Failure(watched[-1], error)], len(graph)  # the scheduler is gone
+
+    def _run(self, graph: Graph, watched: list[Hashable], on_done: OnDone) -> list[Failure]:
         from distributed import as_completed
         from distributed.client import FutureCancelledError
 
         failures: list[Failure] = []
-        if not graph:
-            return failures, 0
         keys = {_text(key): key for key in watched}
         futures = self.client.get(
             _to_dask(graph), [_text(key) for key in watched], sync=False, retries=RETRIES
@@ -207,7 +217,7 @@ class Cluster:
         finally:
             if not pending.is_empty():
                 self._abandon(list(pending.futures), {_text(key) for key in graph})
-        return failures, len(graph)
+        return failures
 
     def _abandon(self, futures: list[Any], keys: set[str]) -> None:
         """Cancel what has not begun, and wait for what has: it still writes into the store."""

@@ -70,7 +70,7 @@ class RunRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         with temporary.open("wb") as file:
-            np.savez(file, **{key: np.asarray(value) for key, value in arrays.items()})
+            np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
         data = temporary.read_bytes()
         temporary.replace(path)
         return ValueReference(str(path), digest_bytes(data))

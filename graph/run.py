@@ -25,7 +25,7 @@ from stdist.graph.record import RunRecord, plain
 from stdist.graph.sinks import MemorySink, StoreSink
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 from stdist.graph.task import TaskRecord, ValueReference
-from stdist.store import InputError, RunStopped, Staging, StdistError
+from stdist.store import ArrayElement, InputError, RunStopped, Staging, StdistError
 from stdist.store.layout import CSR_SHARD
 from stdist.store.lock import StoreLock
 from stdist.store.staging import partial_path
@@ -406,7 +406,7 @@ class _Execution:
         name = f"{output.key}:assemble"
         folder = self.record.done_folder(name)
         done = self.record.finished(name, Path(root))
-        graph = {}
+        graph: dict[Hashable, tuple] = {}
         n_shards = -(-int(sizes.sum()) // CSR_SHARD)
         for shard in range(n_shards):
             if shard not in done:
@@ -503,7 +503,7 @@ def check_output(program: Program, overwrite: bool = False) -> None:
     reads = {
         source.key
         for source in program.sources()
-        if hasattr(source, "key") and Path(source.store).resolve() == place
+        if isinstance(source, ArrayElement) and Path(source.store).resolve() == place
     }
     if keys & reads:
         raise InputError(

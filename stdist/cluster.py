@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from stdist.graph.executors import Executor
 
-PATIENCE = 10.0
-"""Seconds to wait for the answer of a running scheduler."""
+PATIENCE = "10s"
+"""How long to wait for a running scheduler; ``stdist.wait-for-scheduler`` in Dask's configuration."""
 
 
 def connect(address: str | Path | None = None, **options: Any) -> Client:
@@ -127,6 +127,8 @@ def _adopt(cluster: Any) -> Client:
 
 def _join(address: str, options: dict[str, Any]) -> Client:
     """Connect to a running scheduler."""
+    import dask
+    from dask.utils import parse_timedelta
     from distributed import Client
 
     fixed = sorted({"n_workers", "memory_limit"} & set(options))
@@ -143,9 +145,10 @@ def _join(address: str, options: dict[str, Any]) -> Client:
     elif "://" not in address:
         address = _read_scheduler_file(Path(address))
         place = f"{address}, read from {place}"
+    patience = parse_timedelta(dask.config.get("stdist.wait-for-scheduler", PATIENCE))
     try:
-        _knock(address, options.get("security"))
-        return Client(address, timeout=PATIENCE, **options)
+        _knock(address, options.get("security"), patience)
+        return Client(address, **{"timeout": patience} | options)
     except Exception as error:
         # a peer that is no scheduler, e.g. a web server, makes the protocol fail in any way
         raise InputError(
@@ -181,8 +184,8 @@ def _read_scheduler_file(path: Path) -> str:
     )
 
 
-def _knock(address: str, security: Any) -> None:
-    """Shake hands within `PATIENCE`: `Client` waits for ever for a peer that says nothing."""
+def _knock(address: str, security: Any, patience: float) -> None:
+    """Shake hands in time: `Client` waits for ever for a peer that says nothing."""
     from distributed.comm import connect as open_comm
     from distributed.security import Security
     from distributed.utils import LoopRunner
@@ -191,7 +194,7 @@ def _knock(address: str, security: Any) -> None:
 
     async def attempt() -> None:
         comm = await asyncio.wait_for(
-            open_comm(address, timeout=0.8 * PATIENCE, **arguments), PATIENCE
+            open_comm(address, timeout=0.8 * patience, **arguments), patience
         )
         await comm.close()
 

@@ -156,6 +156,7 @@ def copy_or_fail(rows, *, counts, folder, script):
     kind, times = script.get(str(tile), ("", 0))
     if calls <= times:
         if kind == "input":
+            time.sleep(0.2)  # let others begin
             raise InputError("counts-negative", "a count is negative", place=f"tile {tile}")
         if kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

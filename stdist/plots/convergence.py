@@ -39,7 +39,7 @@ def convergence(objective: Sequence[float]) -> Figure:
     sheet = Sheet(7.2, 2.7)
     axes = clean(sheet.axes(0.95, 0.2, 6.0, 1.95), grid="y")
     axes.plot(np.arange(1, len(values) + 1), values, "o-", color=AFTER, markersize=3.5, lw=1.2)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("round", fontsize=9, color=INK)
     axes.set_ylabel("objective", fontsize=9, color=INK)
     return sheet.figure

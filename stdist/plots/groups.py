@@ -177,7 +177,7 @@ def _draw(
             ticks = (
                 _ticks(values.shape[2]) if types is None else [literal(short(t, 16)) for t in types]
             )
-            turned = {} if types is None else {"rotation": 90}
+            turned: dict[str, Any] = {} if types is None else {"rotation": 90}
             axes.set_xticks(range(len(ticks)), ticks if last else [""] * len(ticks), **turned)
             axes.set_ylim(0, 1.08 * limit if types else 1.0)
             if layer:

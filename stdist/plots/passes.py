@@ -14,8 +14,6 @@ from stdist.graph import InProcess, Program, run_in_memory
 from stdist.methods.data import AnnDataData, Data
 from stdist.store import InputError
 
-UNASSIGNED = "all cells"
-
 
 def run_pass(program: Program, opened: Data, client: Any) -> dict[str, Any]:
     """Run a program that only reads, where its data are; return its results."""

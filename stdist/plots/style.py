@@ -68,7 +68,7 @@ class Sheet:
 
     def text(self, left: float, top: float, text: Any, **options: Any) -> None:
         """Write text whose upper left corner is there (unless `options` align it otherwise)."""
-        look = {"fontsize": 9, "color": INK, "va": "top", "ha": "left"} | options
+        look: dict[str, Any] = {"fontsize": 9, "color": INK, "va": "top", "ha": "left"} | options
         self.figure.text(left / self.width, 1 - top / self.height, literal(text), **look)
 
 

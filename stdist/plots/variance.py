@@ -62,7 +62,7 @@ def variance_ratios(table: pd.DataFrame) -> Figure:
         line(value, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.axhline(1.0, color=FAINT, linewidth=0.8)
     axes.axvline(BVR_AXIS[0], color="white", linewidth=2.5, zorder=1)
-    look = {"fontsize": 8.5, "color": "#3c8d5a", "va": "top", "ha": "right"}
+    look: dict[str, Any] = {"fontsize": 8.5, "color": "#3c8d5a", "va": "top", "ha": "right"}
     axes.text(ZONE_BVR * 0.85, high * 0.88, "target zone", **look)
     _points(axes, drawn)
     ticks = [0.1, 0.5, 1, 2, 10]

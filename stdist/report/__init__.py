@@ -230,7 +230,9 @@ def _convergence(facts: RunFacts, pictures: bool) -> str:
     if objective is not None:
         first, last = html.number(float(objective[0]), 6), html.number(float(objective[-1]), 6)
         parts.append(html.paragraph(f"Objective: {first} after the first round, {last} at last."))
-        parts.append(html.picture(convergence(objective), "Objective by round") if pictures else "")
+        parts.append(
+            html.picture(convergence(objective.tolist()), "Objective by round") if pictures else ""
+        )
     return "".join(parts)
 
 

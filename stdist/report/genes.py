@@ -30,11 +30,16 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     return {
         "in_zone": int(table["in_zone"].sum()),
         "with_batch_variance": int((~table["no_batch_variance"]).sum()),
-        "median_bvr": float(table["bvr"].median()),
-        "median_cvr": float(table["cvr"].median()),
+        "median_bvr": _median(table["bvr"]),
+        "median_cvr": _median(table["cvr"]),
         "total_ratio": float(table["counts_after"].sum() / total) if total else np.nan,
         "largest_gene_ratio": float(ratio.max()) if len(ratio) else np.nan,
     }
+
+
+def _median(values: pd.Series) -> float:
+    defined = values.dropna()
+    return float(defined.median()) if len(defined) else np.nan
 
 
 def telling_genes(table: pd.DataFrame, n: int = N_DRAWN) -> list[str]:

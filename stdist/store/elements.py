@@ -131,7 +131,7 @@ class ArrayElement:
     @property
     def attributes(self) -> dict[str, Any]:
         """stdist's own attributes of the element (maximum, density ...)."""
-        return dict(self.array.attrs.get("stdist", {}))
+        return _own_attributes(self.array)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start:stop`` as a C-contiguous array, after checking its shards."""
@@ -201,14 +201,13 @@ class CsrElement(ArrayElement):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the matrix."""
-        group = zarr.open_group(f"{self.store}/{self.key}", mode="r")
+        group: Any = zarr.open_group(f"{self.store}/{self.key}", mode="r")
         return tuple(int(length) for length in group.attrs["shape"])
 
     @property
     def attributes(self) -> dict[str, Any]:
         """stdist's own attributes of the element."""
-        group = zarr.open_group(f"{self.store}/{self.key}", mode="r")
-        return dict(group.attrs.get("stdist", {}))
+        return _own_attributes(zarr.open_group(f"{self.store}/{self.key}", mode="r"))
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Return rows ``start:stop`` as a SciPy CSR matrix with int64 offsets."""
@@ -236,6 +235,10 @@ class CsrElement(ArrayElement):
         ]
         edges = np.concatenate([*offsets, np.asarray(indptr[length - 1 :])])
         return int(np.max(np.diff(edges), initial=0))
+
+
+def _own_attributes(node: Any) -> dict[str, Any]:
+    return dict(node.attrs.get("stdist", {}))
 
 
 def _itemsize(array: zarr.Array) -> int:

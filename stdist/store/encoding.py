@@ -53,7 +53,7 @@ def create_array(
     )
 
 
-def encoding(kind: str) -> dict[str, str]:
+def encoding(kind: str) -> dict[str, Any]:
     """AnnData's encoding attributes of one element kind."""
     version = {"array": "0.2.0", "string-array": "0.2.0", "categorical": "0.2.0"}
     version |= {"dataframe": "0.2.0", "string": "0.2.0", "numeric-scalar": "0.2.0"}
@@ -174,10 +174,11 @@ def write_element(group: zarr.Group, key: str, value: Any) -> None:
         write_array(group, key, np.asarray(value))
         group[key].attrs.update(encoding("numeric-scalar"))
     elif isinstance(value, (list, tuple, np.ndarray)):
-        array = np.asarray(value)
-        if array.dtype.kind == "O":
-            array = np.asarray([str(item) for item in array.ravel()], object).reshape(array.shape)
-        write_array(group, key, array)
+        values = np.asarray(value)
+        if values.dtype.kind == "O":
+            text = [str(item) for item in values.ravel()]
+            values = np.asarray(text, dtype=np.object_).reshape(values.shape)
+        write_array(group, key, values)
     else:
         message = f"no AnnData encoding for {type(value).__name__} at {key!r}"
         raise TypeError(message)

@@ -193,7 +193,7 @@ class Staging:
         """Keep the maximum and the density of an integer output among its attributes."""
         if not contents or not all(contents):
             return
-        node = self.group()[output.key]
+        node: Any = self.group()[output.key]
         size = max(1, n_rows * output.columns[0])
         found = {
             "max": max(part["max"] for part in contents),
@@ -281,7 +281,7 @@ class Staging:
 
     def _link_columns(self, root: Path, keys: list[str]) -> None:
         for frame in ("obs", "var"):
-            group = zarr.open_group(str(root / frame), mode="r+", use_consolidated=False)
+            group: Any = zarr.open_group(str(root / frame), mode="r+", use_consolidated=False)
             known = list(group.attrs["column-order"])
             added = dict.fromkeys(k.partition("/")[2] for k in keys if k.startswith(f"{frame}/"))
             order = known + [name for name in added if name not in (*known, "_index")]
@@ -309,7 +309,7 @@ def _parent(root: zarr.Group, key: str) -> tuple[zarr.Group, str]:
     """Return the group that holds element `key`, made if it is not there, and the last name."""
     *names, last = key.split("/")
     for name in names:
-        group = root.get(name)
+        group: Any = root.get(name)
         root = root.create_group(name, attributes=encoding("dict")) if group is None else group
     return root, last
 

@@ -88,14 +88,19 @@ def write_rows(
     if start % band or (stop % band and stop != length) or not 0 <= start < stop <= length:
         message = f"{key}: rows {start}:{stop} are not whole shards of {band} rows (of {length})"
         raise MisalignedWrite(message)
-    region = (slice(None),) * axis + (slice(start, stop),)
-    array[region] = fit(values, array.dtype, key)
     steps = array.shards or array.chunks
     grid = [range(-(-n // step)) for n, step in zip(array.shape, steps, strict=True)]
     grid[axis] = range(start // band, -(-stop // band))
-    records = []
-    for offsets in np.ndindex(*[len(r) for r in grid]):
-        shard = tuple(r[i] for r, i in zip(grid, offsets, strict=True))
-        file = path.joinpath("c", *map(str, shard))
-        records.append(record_file(store, file, stage=stage, shard=shard))
-    return records
+    shards = [
+        tuple(r[i] for r, i in zip(grid, offsets, strict=True))
+        for offsets in np.ndindex(*[len(r) for r in grid])
+    ]
+    files = [path.joinpath("c", *map(str, shard)) for shard in shards]
+    for file in files:  # zarr would read what a dead task or a power cut left, and may fail
+        file.unlink(missing_ok=True)
+    region = (slice(None),) * axis + (slice(start, stop),)
+    array[region] = fit(values, array.dtype, key)
+    return [
+        record_file(store, file, stage=stage, shard=shard)
+        for file, shard in zip(files, shards, strict=True)
+    ]

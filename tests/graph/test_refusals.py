@@ -10,7 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from stdist.graph import Cluster, InProcess, discard, resume, run_folders, start, unfinished
+from stdist.graph import (
+    Cluster,
+    InProcess,
+    discard,
+    executors,
+    resume,
+    run_folders,
+    start,
+    unfinished,
+)
 from stdist.store import InputError, RunStopped
 from tests import toy
 
@@ -162,7 +171,8 @@ def test_wrong_data_found_by_a_kernel_leave_no_trace(store, tmp_path, where, req
     assert {p.name for p in tmp_path.iterdir()} == {"store.zarr", "calls"}
 
 
-def test_no_task_writes_after_its_run_was_given_up(store, tmp_path, client):
+def test_no_task_writes_after_its_run_was_given_up(store, tmp_path, client, monkeypatch):
+    monkeypatch.setattr(executors, "RETRIES", 0)
     script = {"0": ("input", 99), "1": ("slow", 99)}
     (tmp_path / "calls").mkdir()
     program = toy.copy_program(store, tmp_path / "calls", script, source="layers/sparse")

@@ -15,15 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from stdist.kernels import poisson_ridge
 from stdist.kernels.cluster_merge import apply_merge, merge_groups, weight_sums
-from stdist.kernels.poisson_ridge import (
-    Penalty,
-    RidgeFit,
-    exceeding_marginals,
-    fit,
-    fit_strata,
-    marginal,
-    reference_marginal,
-)
+from stdist.kernels.poisson_marginal import exceeding_marginals, marginal, reference_marginal
+from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared/fixtures/crescendo"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason="needs ../shared/fixtures")

@@ -8,13 +8,12 @@ import numpy as np
 from scipy import sparse
 
 from stdist.kernels.cluster_merge import drop_empty_groups, merge_groups
+from stdist.kernels.poisson_marginal import exceeding_marginals, marginal
 from stdist.kernels.poisson_ridge import (
     Penalty,
     RidgeFit,
-    exceeding_marginals,
     fit,
     fit_strata,
-    marginal,
 )
 from stdist.store import InputError
 
