@@ -28,7 +28,7 @@ from stdist.graph.task import TaskRecord, ValueReference
 from stdist.store import ArrayElement, InputError, RunStopped, Staging, StdistError
 from stdist.store.layout import CSR_SHARD
 from stdist.store.lock import StoreLock
-from stdist.store.staging import partial_path
+from stdist.store.staging import partial_path, scratch_path
 
 VERSIONED = ("stdist", "numpy", "scipy", "numba", "zarr", "numcodecs")
 Build = Callable[[str, Mapping[str, Any]], Program]
@@ -173,6 +173,7 @@ def discard(target: Path) -> list[str]:
                     remedy=f"finish it with `stdist resume {target}`",
                 )
             _remove(folder, partial_path(target) if facts["creates"] else folder)
+            shutil.rmtree(scratch_path(target), ignore_errors=True)
         names.append(facts["run"])
     return names
 

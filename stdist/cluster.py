@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stdist.graph.executors import Executor
 
 PATIENCE = "10s"
-"""How long to wait for a running scheduler; ``stdist.wait-for-scheduler`` in Dask's configuration."""
+"""Time a running scheduler has to answer; Dask's ``stdist.wait-for-scheduler`` changes it."""
 
 
 def connect(address: str | Path | None = None, **options: Any) -> Client:

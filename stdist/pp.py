@@ -1,6 +1,6 @@
 """Preprocessing: functions that add quality metrics, layers and embeddings."""
 
-from stdist.preprocess.filter import filter
+from stdist.io.filter import filter
 from stdist.preprocess.normalize import log1p, normalize_total
 from stdist.preprocess.pca import pca
 from stdist.preprocess.qc import calculate_qc_metrics

@@ -146,12 +146,9 @@ def test_close_stops_the_cluster_it_started():
 
 def test_exception_in_a_with_block_closes_too():
     before = children()
-    with pytest.raises(ZeroDivisionError), stdist.connect(n_workers=1) as client:
-        assert cluster.active_client() is client
-        started = children() - before
+    with pytest.raises(ZeroDivisionError), stdist.connect(n_workers=1):
         1 / 0
-    assert started
-    assert not started & children()
+    assert children() <= before
 
 
 def test_forgotten_client_leaves_no_process():
@@ -323,7 +320,7 @@ def test_no_control_groups(tmp_path):
 
 
 def test_slurm_job_limits_this_machine(monkeypatch):
-    n_cores, memory = starters.machine()
+    memory = starters.machine()[1]
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
     assert starters.machine() == (1, 100 * 2**20)

@@ -80,14 +80,9 @@ def page(cohort, tmp_path_factory):
 
 
 def written(adata, path):
-    """Write an AnnData as a zarr v3 store."""
-    anndata = pytest.importorskip("anndata")
-
-    def write():
-        with anndata.settings.override(zarr_write_format=3):
-            adata.write_zarr(path)
-
-    quietly(write)
+    """Write an AnnData as a store, in the encoding that its counts have."""
+    kind = "csr" if sparse.issparse(adata.X) else "dense"
+    quietly(stdist.io.write, adata, path, kind=kind)
     return path
 
 

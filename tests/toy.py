@@ -161,7 +161,7 @@ def copy_or_fail(rows, *, counts, folder, script):
         if kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if kind == "slow":
-            time.sleep(1)
+            time.sleep(1 + 0.2 * tile)
             return {"copy": counts}
         raise RuntimeError(f"scripted failure {calls} of tile {tile}")
     return {"copy": counts}

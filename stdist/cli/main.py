@@ -392,7 +392,7 @@ def demo(
     memory: str | None,
 ) -> None:
     """Show everything on one small cohort: convert, plan, run Crescendo, measure, report."""
-    from stdist.demo import run_demo
+    from stdist.cli.demo import run_demo
 
     with executor(client, workers, memory) as where:
         path = run_demo(where, out, data, batch_key, clusters, cells, echo=click.echo)

@@ -16,10 +16,11 @@ from stdist.graph.progress import Progress
 from stdist.io.checks import scan_counts
 from stdist.io.inputs import open_inputs, take_counts
 from stdist.io.memory import open_memory
-from stdist.io.program import scratch_folder, table_program
+from stdist.io.program import table_program
 from stdist.io.table import Table
 from stdist.store import TILE_ROWS, InputError, Source, Store
 from stdist.store.layout import counts_dtype, prefer_dense
+from stdist.store.staging import scratch_path
 
 AnyPath = Path | str
 
@@ -236,12 +237,12 @@ class _Target:
                 f"`stdist resume {target} --discard`",
             )
         self.target = target
-        shutil.rmtree(scratch_folder(target), ignore_errors=True)  # of a run that was discarded
+        shutil.rmtree(scratch_path(target), ignore_errors=True)  # of a run that was discarded
         return target
 
     def __exit__(self, *_: object) -> None:
         if not unfinished(self.target):
-            shutil.rmtree(scratch_folder(self.target), ignore_errors=True)
+            shutil.rmtree(scratch_path(self.target), ignore_errors=True)
 
 
 def _stem(path: Path) -> str:

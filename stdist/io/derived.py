@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from stdist.store import TILE_ROWS, Source
+from stdist.store import Source
+from stdist.store.elements import row_entries
 from stdist.store.manifest import digest_bytes
 
 
@@ -240,15 +241,3 @@ def is_sparse(source: Source) -> bool:
         return bool(known)
     values = getattr(source, "values", None)
     return sparse.issparse(getattr(values, "_meta", values)) or hasattr(values, "format_str")
-
-
-def row_entries(source: Source) -> int:
-    """Bound on the stored entries per row of any block; every column if it is not known."""
-    bound = getattr(source, "row_entries", None)
-    if bound is not None:
-        return bound()
-    values: Any = getattr(source, "values", None)
-    if sparse.issparse(values) and values.format == "csr":
-        edges = np.append(values.indptr[:-1:TILE_ROWS], values.nnz).astype(np.int64)
-        return -(-int(np.diff(edges).max(initial=0)) // TILE_ROWS)
-    return int(source.shape[1])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from stdist.io.concat import batch_column, check_batches, concat
 from stdist.io.formats import open_table
-from stdist.io.program import scratch_folder
 from stdist.io.spill import SpillSource
 from stdist.io.table import Table, check_genes
 from stdist.store import InputError, Source
+from stdist.store.staging import scratch_path
 
 
 def open_inputs(
@@ -24,7 +24,7 @@ def open_inputs(
     gene_names: str,
 ) -> tuple[Table, Source]:
     """Open all inputs as one table, and take its counts out."""
-    scratch = scratch_folder(output)
+    scratch = scratch_path(output)
     tables, sources = [], []
     for number, path in enumerate(inputs):
         table = open_table(path, scratch / str(number), gene_names=gene_names)

@@ -18,11 +18,7 @@ from stdist.io.derived import is_sparse, row_entries
 from stdist.io.table import Table
 from stdist.store import Output, Source
 from stdist.store.encoding import write_element
-
-
-def scratch_folder(output: Path) -> Path:
-    """Where inputs that are not stored by rows are sorted on disk: beside the output."""
-    return output.with_name(f".{output.name}.scratch")
+from stdist.store.staging import scratch_path
 
 
 def cast_rows(rows: tuple[int, int], *, block: Any, dtype: str, csr: bool) -> dict[str, Any]:
@@ -169,5 +165,5 @@ def table_program(
     facts = {key: parameters.get(key) for key in named} | attributes
     for key in ("inputs", "batch_names"):
         facts[key] = np.asarray(facts[key] or [], dtype=object)
-    results = SmallParts(small_parts(table, facts), scratch_folder(output))
+    results = SmallParts(small_parts(table, facts), scratch_path(output))
     return Program(name, tuple(stages), parameters, output, creates=True, results=results)

@@ -211,7 +211,7 @@ def open_data(data: Any) -> Data:
     """
     if isinstance(data, (str, Path)):
         return StoreData(data)
-    from stdist.io import store_of
+    from stdist.store.lazy import store_of
 
     path = store_of(data)
     return StoreData(path) if path is not None else AnnDataData(data)

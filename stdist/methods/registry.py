@@ -48,7 +48,7 @@ PROGRAMS = {
         "counts and genes per cell, cells per gene",
     ),
     "filter": Entry(
-        "stdist.preprocess.filter:filter_program",
+        "stdist.io.filter:filter_program",
         "stdist.pp.filter",
         "store",
         "a new store of the cells and genes that pass",

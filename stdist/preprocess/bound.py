@@ -6,6 +6,7 @@ from typing import Any
 
 from stdist.methods.data import Data
 from stdist.store import CsrElement, Output, Source
+from stdist.store.elements import row_entries
 
 FLOAT = 8
 
@@ -34,8 +35,10 @@ def is_csr(source: Source) -> bool:
 
 def layer_like(source: Source, key: str, n_columns: int, *, sparse: bool | None = None) -> Output:
     """Float32 layer with the sparsity of its source."""
-    csr = is_csr(source) if sparse is None else sparse
-    return Output(f"layers/{key}", (n_columns,), "float32", "csr" if csr else "dense")
+    if not (is_csr(source) if sparse is None else sparse):
+        return Output(f"layers/{key}", (n_columns,), "float32")
+    entries = row_entries(source)
+    return Output(f"layers/{key}", (n_columns,), "float32", "csr", row_entries=entries)
 
 
 def recorded(data: Data, **parameters: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from stdist.store import manifest
 from stdist.store.errors import CorruptionError, InputError
+from stdist.store.layout import TILE_ROWS
 
 
 class Source(Protocol):
@@ -225,6 +226,10 @@ class CsrElement(ArrayElement):
         entries = self._most_entries(rows)
         return entries * itemsize + (rows + 1) * 16 + 2 * self._largest_shard()
 
+    def row_entries(self) -> int:
+        """Bound on the stored entries per row of any block."""
+        return -(-self._most_entries(TILE_ROWS) // TILE_ROWS)
+
     def _most_entries(self, rows: int) -> int:
         indptr = open_array(self.store, f"{self.key}/indptr")
         length, band = indptr.shape[0], (indptr.shards or indptr.chunks)[0]
@@ -286,7 +291,16 @@ class MemorySource:
 
     def read_bytes(self, rows: int) -> int:
         """Bytes of a copy of `rows` rows."""
+        if sparse.issparse(self.values):
+            return rows * (self.row_entries() * (self.dtype.itemsize + 8) + 8)
         return int(rows * np.prod(self.shape[1:], dtype=np.int64) * self.dtype.itemsize)
+
+    def row_entries(self) -> int:
+        """Bound on the stored entries per row of any block; every column if not sparse."""
+        if not sparse.issparse(self.values):
+            return int(np.prod(self.shape[1:], dtype=np.int64))
+        edges = np.append(self.values.indptr[:-1:TILE_ROWS], self.values.nnz).astype(np.int64)
+        return -(-int(np.diff(edges).max(initial=0)) // min(TILE_ROWS, max(1, self.shape[0])))
 
     def stored_bytes(self) -> int:
         """Nothing is read from disk."""
@@ -295,6 +309,12 @@ class MemorySource:
     def fingerprint(self) -> str:
         """In-memory runs are not resumed and need no fingerprint."""
         return "memory"
+
+
+def row_entries(source: Any) -> int:
+    """Bound on the stored entries per row of any block; every column if it is not known."""
+    bound = getattr(source, "row_entries", None)
+    return int(source.shape[1]) if bound is None else bound()
 
 
 def open_element(store: Path | str, key: str) -> ArrayElement:

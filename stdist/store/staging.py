@@ -300,6 +300,11 @@ class Staging:
         complete.save(root)
 
 
+def scratch_path(target: Path) -> Path:
+    """Where a run may keep what it sorts on disk until its store is complete."""
+    return target.with_name(f".{target.name}.scratch")
+
+
 def partial_path(target: Path) -> Path:
     """Where a new store is built."""
     return target.with_name(f"{target.name}.partial")

@@ -160,7 +160,7 @@ def crescendo(
 
 def _attach(adata: Any, path: Path, spec: CrescendoSpec) -> None:
     """Show a store's new elements in the lazy AnnData that was passed."""
-    from stdist.io import open as open_lazy
+    from stdist.store.lazy import open as open_lazy
 
     fresh = open_lazy(path)
     adata.layers[spec.key_added] = fresh.layers[spec.key_added]

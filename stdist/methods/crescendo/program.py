@@ -23,7 +23,9 @@ from stdist.methods.crescendo.match import match_block
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import copy_counts, sample_cells, sum_clusters, sum_strata
 from stdist.methods.data import Data, Labels
-from stdist.store import CsrElement, InputError, Output, Source
+from stdist.preprocess.bound import is_csr
+from stdist.store import InputError, Output, Source
+from stdist.store.elements import row_entries
 from stdist.store.layout import counts_dtype
 
 FLOAT = 8
@@ -251,16 +253,12 @@ def _output(counts: Source, n_genes: int, spec: CrescendoSpec) -> Output:
     facts = getattr(counts, "attributes", {})
     # the largest corrected count is not known beforehand: eight times the largest count is room
     dtype = counts_dtype(int(facts["max"])) if "max" in facts else np.dtype(np.uint32)
-    sparse_input = isinstance(counts, CsrElement) or hasattr(
-        getattr(counts, "values", None), "indptr"
-    )
-    kind = "csr" if sparse_input or _is_lazy_sparse(counts) else "dense"
-    return Output(f"layers/{spec.key_added}", (n_genes,), dtype.name, kind)
-
-
-def _is_lazy_sparse(counts: Any) -> bool:
-    meta = getattr(getattr(counts, "values", None), "_meta", None)
-    return hasattr(meta, "indptr")
+    key = f"layers/{spec.key_added}"
+    if not is_csr(counts):
+        return Output(key, (n_genes,), dtype.name)
+    # zeros may become counts: twice the entries of the densest rows is ample in practice
+    entries = min(n_genes, 2 * row_entries(counts) + 64)
+    return Output(key, (n_genes,), dtype.name, "csr", row_entries=entries)
 
 
 def _requested(data: Data, spec: CrescendoSpec) -> np.ndarray:

@@ -18,11 +18,12 @@ from stdist.graph import Program, Reduce, by_name, choose_progress, run_in_memor
 from stdist.graph.run import check_output
 from stdist.io.derived import ColumnsSource, Wrapped, row_entries
 from stdist.io.formats import open_table
-from stdist.io.program import scratch_folder, table_program
+from stdist.io.program import table_program
 from stdist.io.table import Column, Table
 from stdist.preprocess.bound import TileWorkspace, is_csr
 from stdist.store import TILE_ROWS, InputError, Store
 from stdist.store.layout import counts_dtype
+from stdist.store.staging import scratch_path
 
 BAND = 16 * TILE_ROWS
 
@@ -110,7 +111,7 @@ def filter_program(
                 place=path,
                 remedy=f"`stdist resume {output} --discard`, then filter again",
             )
-    table = open_table(inputs[0], scratch_folder(Path(output)))
+    table = open_table(inputs[0], scratch_path(Path(output)))
     n_rows, genes = len(np.load(rows_file, mmap_mode="r")), np.load(genes_file)
     chosen = _select(table, rows_file, n_rows, genes_file, genes)
     parameters = {
@@ -217,7 +218,7 @@ def filter(
         workspace=TileWorkspace(24 * source.n_vars),
         partial_bytes=source.n_obs + 8 * source.n_vars,
     )
-    scratch = scratch_folder(target)
+    scratch = scratch_path(target)
     with executor_for(client, source.n_obs) as executor:
         found = run_in_memory(
             Program("scan", (scan,), results=_scanned), executor, block_length=block_length
