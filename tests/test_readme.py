@@ -6,8 +6,10 @@ import importlib
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from stdist.cli.main import _add_methods, cli
 from stdist.methods.registry import PROGRAMS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -21,7 +23,9 @@ def table():
         if name == "filter":
             command = "stdist filter"
         lines.append(f"| `{command}` | `{entry.function}` | {entry.summary} |")
-    lines.append("| | `stdist.metrics.bvr_cvr` | batch- and cell-type-variance ratios of all genes |")
+    lines.append(
+        "| | `stdist.metrics.bvr_cvr` | batch- and cell-type-variance ratios of all genes |"
+    )
     return "\n".join(lines)
 
 
@@ -46,15 +50,13 @@ def commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_parse(line):
-    from stdist.cli.main import _add_methods, cli
+    parse(line)
 
+
+def parse(line):
+    """Parse a command line of stdist as click would, without running it."""
     _add_methods()
-    words = shlex.split(line, comments=True)[1:]
-    command, context = cli, None
-    while True:
-        context = command.make_context(words[0] if words else "", list(words), parent=context)
-        if not hasattr(command, "get_command") or not context.protected_args:
-            break
-        name, command, words = command.resolve_command(
-            context, context.protected_args + context.args
-        )
+    command, name, words = cli, "stdist", shlex.split(line, comments=True)[1:]
+    while isinstance(command, click.Group):
+        name, command, words = command.resolve_command(click.Context(command), words)
+    command.make_context(name, words)

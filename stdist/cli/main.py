@@ -179,8 +179,8 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
         folder = _public(PROGRAMS[name].function)(
             store, client=active.client, **runtime, **parameters
         )
-    if PROGRAMS[name].kind == "method":
-        _report(folder)
+        if PROGRAMS[name].kind == "method":
+            _report(folder, client=active.client)
     _done(store)
 
 
@@ -283,9 +283,9 @@ def resume(
         return
     with executor(client, workers, memory) as where:
         folder = graph.resume(store, build, where, progress=graph.choose_progress())
-    program = folder.name.rsplit("-", 3)[0]
-    if program in PROGRAMS and PROGRAMS[program].kind == "method":
-        _report(folder)
+        program = folder.name.rsplit("-", 3)[0]
+        if program in PROGRAMS and PROGRAMS[program].kind == "method":
+            _report(folder, client=where.client)
     _done(store)
 
 
@@ -341,6 +341,7 @@ def verify(store: Path, as_json: bool, record: bool) -> None:
 @click.option("--batch-key", help="Column of obs with the batch.")
 @click.option("--label-key", help="Column of obs with the cell type, for BVR and CVR.")
 @click.option("--genes", help="Genes to map, separated by commas.")
+@cluster_options
 def report(
     store: Path,
     run: str | None,
@@ -348,6 +349,9 @@ def report(
     batch_key: str | None,
     label_key: str | None,
     genes: str | None,
+    client: str | None,
+    workers: int | None,
+    memory: str | None,
 ) -> None:
     """Write the report of a run: parameters, plan against measured, quality, maps."""
     from stdist.graph import run_folders, unfinished
@@ -362,13 +366,15 @@ def report(
             place=str(store),
             remedy="`stdist status` lists the runs of a store",
         )
-    path = _report(
-        chosen[-1],
-        output=output,
-        batch_key=batch_key,
-        label_key=label_key,
-        genes=None if genes is None else genes.split(","),
-    )
+    with executor(client, workers, memory) as where:
+        path = _report(
+            chosen[-1],
+            output=output,
+            batch_key=batch_key,
+            label_key=label_key,
+            genes=None if genes is None else genes.split(","),
+            client=where.client,
+        )
     _done(path)
 
 

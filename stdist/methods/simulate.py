@@ -104,7 +104,10 @@ def _results(values: Any, n_genes: int, parameters: dict[str, Any]) -> dict[str,
     width = max(4, len(str(n_genes - 1)))
     genes = [f"gene_{g:0{width}d}" for g in range(n_genes)]
     truth = {"params": parameters, **values["model"]}
-    return {"var": pd.DataFrame(index=genes), "uns": {"simulation": truth}}
+    return {
+        "var": pd.DataFrame(index=genes),
+        "uns": {"simulation": truth, "spatial_unit": "micrometre"},
+    }
 
 
 def simulate(

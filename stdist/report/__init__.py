@@ -241,5 +241,5 @@ def _arguments(batch: str | None, labels: str | None, genes: Sequence[str] | Non
     import shlex
 
     chosen = [genes] if isinstance(genes, str) else list(genes or [])
-    pairs = [("--batch-key", batch), ("--label-key", labels), *(("--gene", g) for g in chosen)]
+    pairs = [("--batch-key", batch), ("--label-key", labels), ("--genes", ",".join(chosen))]
     return [part for name, value in pairs if value for part in (name, shlex.quote(value))]

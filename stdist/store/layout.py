@@ -11,6 +11,9 @@ import math
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+STORE_VERSION = "1"
+"""Version of what stdist adds to AnnData's layout; kept among the attributes of the root."""
+
 TILE_ROWS = 1024
 """Rows of a tile: all arithmetic happens in tiles aligned to the global row index."""
 

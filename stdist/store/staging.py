@@ -24,7 +24,6 @@ from stdist.store.errors import InputError
 from stdist.store.manifest import RECORDS, Manifest, Record
 
 ROOT_GROUPS = ("obs", "var", "layers", "obsm", "varm", "obsp", "varp", "uns")
-STORE_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,9 @@ class Staging:
         self._sweep()
         root = zarr.open_group(str(self.root), mode="a", zarr_format=3)
         if self.new:
-            root.attrs.update(encoding("anndata") | {"stdist": {"encoding-version": STORE_VERSION}})
+            root.attrs.update(
+                encoding("anndata") | {"stdist": {"encoding-version": layout.STORE_VERSION}}
+            )
         for name in ROOT_GROUPS:
             group = root.require_group(name)
             kind = "dataframe" if name in ("obs", "var") else "dict"

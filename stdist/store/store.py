@@ -11,6 +11,7 @@ import zarr
 
 from stdist.store.elements import ArrayElement, open_element
 from stdist.store.errors import InputError
+from stdist.store.layout import STORE_VERSION
 
 
 class Store:
@@ -35,11 +36,13 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        own: Any = None
         try:
             self.group = zarr.open_group(
                 str(self.path), mode="r", zarr_format=3, use_consolidated=False
             )
             kind = self.group.attrs.get("encoding-type")
+            own = self.group.attrs.get("stdist")
         except (FileNotFoundError, ValueError, NotADirectoryError):
             kind = None
         if kind != "anndata":
@@ -48,6 +51,18 @@ class Store:
                 "no stdist store (a zarr v3 group in AnnData's layout)",
                 place=str(self.path),
                 remedy="make one with `stdist convert INPUT STORE`",
+            )
+        if own is None or own["encoding-version"] != STORE_VERSION:
+            written = (
+                "anndata" if own is None else f"stdist store version {own['encoding-version']}"
+            )
+            raise InputError(
+                "store-foreign",
+                f"the store was written by {written}; this is version {STORE_VERSION}",
+                place=str(self.path),
+                remedy="make a store of it with `stdist convert INPUT STORE`"
+                if own is None
+                else "use a newer stdist",
             )
 
     @cached_property
