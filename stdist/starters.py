@@ -33,6 +33,8 @@ WORKER_CONFIG = {
     "distributed.worker.memory.pause": 0.90,
     "distributed.worker.memory.terminate": 0.97,
     "distributed.scheduler.allowed-failures": 3,
+    # a run whose workers are all gone stops and can be resumed, instead of waiting for ever
+    "distributed.scheduler.no-workers-timeout": "10m",
     "distributed.comm.timeouts.connect": "60s",
 }
 """Dask configuration of the workers that stdist starts, where the user's own says nothing."""
