@@ -3,17 +3,11 @@
 from stdist.graph.blocks import Blocks, tiles
 from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
+from stdist.graph.preflight import check_output
 from stdist.graph.progress import choose_progress
+from stdist.graph.record import run_folders, unfinished
 from stdist.graph.reduce import add, by_name, concatenate, fold
-from stdist.graph.run import (
-    check_output,
-    discard,
-    resume,
-    run_folders,
-    run_in_memory,
-    start,
-    unfinished,
-)
+from stdist.graph.run import discard, resume, run_in_memory, start
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 
 __all__ = [

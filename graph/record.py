@@ -18,6 +18,7 @@ import numpy as np
 
 from stdist.graph.task import TaskRecord, ValueReference
 from stdist.store.manifest import Record, digest_bytes, temporary_path, write_atomically
+from stdist.store.staging import partial_path
 
 
 class RunRecord:
@@ -131,3 +132,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return str(value)
+
+
+def run_folders(target: Path) -> list[Path]:
+    """Folders of all runs that wrote, or are writing, the store `target`; oldest first."""
+    folders: list[Path] = []
+    for root in (target, partial_path(target)):
+        runs = root / ".stdist" / "runs"
+        folders += [path for path in runs.glob("*") if (path / "run.json").exists()]
+    return sorted(folders, key=lambda path: RunRecord(path).read_json("run.json")["created"])
+
+
+def unfinished(target: Path) -> list[Path]:
+    """Folders of the runs on `target` that did not finish."""
+    return [
+        path
+        for path in run_folders(target)
+        if RunRecord(path).read_json("state.json").get("state") != "done"
+    ]

@@ -153,6 +153,9 @@ class Program:
         True if the program makes the target.
     results
         Small elements computed from the values, written at the end: ``{"uns/pca": {...}}``.
+    result_keys
+        Keys of these elements, so that a clash with what the store has is found beforehand; not
+        needed where the program makes the target.
     """
 
     name: str
@@ -161,6 +164,7 @@ class Program:
     target: Path | None = None
     creates: bool = False
     results: Callable[[Values], Mapping[str, Any]] = no_results
+    result_keys: tuple[str, ...] = ()
 
     def block_stages(self) -> list[Map | Reduce | Each]:
         """All stages in order, with the bodies of loops in place of the loops."""

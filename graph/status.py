@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stdist.graph.record import RunRecord
-from stdist.graph.run import run_folders
+from stdist.graph.preflight import lock_path
+from stdist.graph.record import RunRecord, run_folders
 from stdist.store.lock import holder_is_alive
 
 
@@ -45,8 +45,7 @@ def _describe(folder: Path, target: Path) -> dict[str, Any]:
 
 
 def _is_locked(target: Path, facts: dict[str, Any]) -> bool:
-    outside = target.with_name(f".{target.name}.lock")
-    path = outside if facts["creates"] else target / ".stdist" / "lock"
+    path = lock_path(target, creates=facts["creates"])
     try:
         return holder_is_alive(json.loads(path.read_text()) | {"beat": path.stat().st_mtime})
     except (FileNotFoundError, ValueError):

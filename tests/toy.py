@@ -144,6 +144,7 @@ def scale_program(target, source="X", every=7, rounds=40, pause=0.0):
         parameters,
         Path(target),
         results=partial(scale_results, n_rows=Store(target).n_obs),
+        result_keys=("uns/toy",),
     )
 
 

@@ -193,9 +193,8 @@ def _report(folder: Path, **options: Any) -> Path:
 
 
 def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
-    from stdist.graph import make_plan
+    from stdist.graph import check_output, make_plan
     from stdist.graph.draw import draw_graph
-    from stdist.graph.run import check_output
     from stdist.methods.registry import PROGRAMS
     from stdist.store import Store
 

@@ -14,8 +14,15 @@ import numpy as np
 from scipy import sparse
 
 from stdist.cluster import executor_for
-from stdist.graph import Program, Reduce, by_name, choose_progress, run_in_memory, start
-from stdist.graph.run import check_output
+from stdist.graph import (
+    Program,
+    Reduce,
+    by_name,
+    check_output,
+    choose_progress,
+    run_in_memory,
+    start,
+)
 from stdist.io.derived import ColumnsSource, Wrapped, row_entries
 from stdist.io.formats import open_table
 from stdist.io.program import table_program

@@ -79,7 +79,7 @@ class StoreData:
     """The elements of a store, as sources."""
 
     def __init__(self, path: Path | str) -> None:
-        self.store = Store(path)
+        self.store = Store(Path(path).absolute())
         self.path: Path | None = self.store.path
         self.n_obs, self.n_vars = self.store.n_obs, self.store.n_vars
 

@@ -155,7 +155,8 @@ def simulate(
     --------
     >>> simulate("cohort.zarr", n_cells=10_000, n_batches=4)  # doctest: +SKIP
     """
-    program = simulate_program(str(out), n_cells, n_genes, n_batches, n_types, rng, **model)
+    target = str(Path(out).absolute())
+    program = simulate_program(target, n_cells, n_genes, n_batches, n_types, rng, **model)
     run = run_program(program, None, client=client, block_length=block_length, progress=progress)
     assert run is not None
     return run

@@ -149,7 +149,14 @@ def kmeans_program(
         max_iterations=max_iterations,
     )
     results = partial(_results, key=key_added)
-    return Program("kmeans", stages, parameters, data.path, results=results)
+    return Program(
+        "kmeans",
+        stages,
+        parameters,
+        data.path,
+        results=results,
+        result_keys=(f"uns/{key_added}",),
+    )
 
 
 def _results(values: Any, key: str) -> dict[str, Any]:

@@ -100,7 +100,14 @@ def normalize_program(
         ),
     )
     results = partial(_normalize_results, key=key_added, log1p=log1p)
-    return Program("normalize_total", stages, parameters, data.path, results=results)
+    return Program(
+        "normalize_total",
+        stages,
+        parameters,
+        data.path,
+        results=results,
+        result_keys=(f"uns/{key_added}",),
+    )
 
 
 def _normalize_results(values: Any, key: str, log1p: bool) -> dict[str, Any]:

@@ -93,15 +93,27 @@ def pca_program(
     )
     results = partial(_results, key=key_added, layer=layer)
     parameters = recorded(data, layer=layer, n_comps=n_comps, key_added=key_added)
-    return Program("pca", stages, parameters, data.path, results=results)
+    return Program(
+        "pca",
+        stages,
+        parameters,
+        data.path,
+        results=results,
+        result_keys=_result_keys(key_added),
+    )
+
+
+def _result_keys(key: str) -> tuple[str, str]:
+    """scanpy's names for the default, the given name otherwise."""
+    return ("varm/PCs", "uns/pca") if key == "X_pca" else (f"varm/{key}", f"uns/{key}")
 
 
 def _results(values: Any, key: str, layer: str | None) -> dict[str, Any]:
     pca = values["pca"]
-    name = "pca" if key == "X_pca" else key
+    loadings, facts = _result_keys(key)
     return {
-        "varm/PCs" if key == "X_pca" else f"varm/{key}": pca["components"],
-        f"uns/{name}": {
+        loadings: pca["components"],
+        facts: {
             "params": {"layer": layer, "zero_center": True},
             "variance": pca["variance"],
             "variance_ratio": pca["variance_ratio"],

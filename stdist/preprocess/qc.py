@@ -16,6 +16,15 @@ from stdist.methods.run import run_program
 from stdist.preprocess.bound import recorded, tile_workspace
 from stdist.store import Output
 
+GENE_COLUMNS = (
+    "n_cells_by_counts",
+    "mean_counts",
+    "log1p_mean_counts",
+    "pct_dropout_by_counts",
+    "total_counts",
+    "log1p_total_counts",
+)
+
 
 def cell_metrics(rows: tuple[int, int], *, counts: Any) -> dict[str, np.ndarray]:
     """Total counts and number of expressed genes of each cell."""
@@ -50,7 +59,7 @@ def gene_metrics(values: Any, names: np.ndarray) -> dict[str, Any]:
         "total_counts": sums["total"],
         "log1p_total_counts": np.log1p(sums["total"]),
     }
-    return {f"var/{name}": pd.Series(column, index=names) for name, column in columns.items()}
+    return {f"var/{name}": pd.Series(columns[name], index=names) for name in GENE_COLUMNS}
 
 
 def qc_program(data: Data | str, layer: str | None = None) -> Program:
@@ -79,7 +88,14 @@ def qc_program(data: Data | str, layer: str | None = None) -> Program:
         ),
     )
     results = partial(gene_metrics, names=data.var_names)
-    return Program("qc", stages, recorded(data, layer=layer), data.path, results=results)
+    return Program(
+        "qc",
+        stages,
+        recorded(data, layer=layer),
+        data.path,
+        results=results,
+        result_keys=tuple(f"var/{name}" for name in GENE_COLUMNS),
+    )
 
 
 def calculate_qc_metrics(

@@ -72,13 +72,19 @@ def scale_program(
             writes={"scaled": layer_like(values, key_added, data.n_vars, sparse=False)},
         ),
     )
-    results = partial(_results, names=data.var_names)
-    return Program("scale", stages, parameters, data.path, results=results)
+    return Program(
+        "scale",
+        stages,
+        parameters,
+        data.path,
+        results=partial(_results, names=data.var_names, key=key_added),
+        result_keys=tuple(f"var/{key_added}_{name}" for name in ("mean", "std")),
+    )
 
 
-def _results(values: Any, names: np.ndarray) -> dict[str, Any]:
+def _results(values: Any, names: np.ndarray, key: str) -> dict[str, Any]:
     moments = values["moments"]
-    return {f"var/{name}": pd.Series(moments[name], index=names) for name in ("mean", "std")}
+    return {f"var/{key}_{name}": pd.Series(moments[name], index=names) for name in ("mean", "std")}
 
 
 def scale(
@@ -104,7 +110,7 @@ def scale(
     max_value
         Clip to ``[-max_value, max_value]`` after scaling.
     key_added
-        Name of the new layer. ``var`` gains ``mean`` and ``std``.
+        Name of the new layer. ``var`` gains ``<key_added>_mean`` and ``_std``.
     client
         `distributed.Client`; default as in `stdist.tl.crescendo`.
     **options

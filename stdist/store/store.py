@@ -10,8 +10,66 @@ import numpy as np
 import zarr
 
 from stdist.store.elements import ArrayElement, open_element
-from stdist.store.errors import InputError
+from stdist.store.errors import CorruptionError, InputError
 from stdist.store.layout import STORE_VERSION
+from stdist.store.manifest import RECORDS
+
+
+def check_store(path: Path) -> None:
+    """Check that a folder is a store of this version of stdist.
+
+    Raises
+    ------
+    InputError
+        If it is no zarr v3 group in AnnData's layout, or written by anndata or a newer stdist.
+    CorruptionError
+        If the root's metadata or the manifest is gone or unreadable.
+    """
+    try:
+        group = zarr.open_group(str(path), mode="r", zarr_format=3, use_consolidated=False)
+        kind, own = group.attrs.get("encoding-type"), _version(group)
+    except (FileNotFoundError, ValueError, NotADirectoryError):
+        kind = own = None
+    manifest = path / RECORDS / "manifest.jsonl"
+    if kind != "anndata" and manifest.exists():
+        raise CorruptionError(
+            "store-damaged",
+            "the metadata of the store cannot be read",
+            place=str(path / "zarr.json"),
+            remedy="run `stdist verify` on the store and restore what it names",
+        )
+    if kind != "anndata":
+        raise InputError(
+            "store-unknown",
+            "no stdist store (a zarr v3 group in AnnData's layout)",
+            place=str(path),
+            remedy="make one with `stdist convert INPUT STORE`",
+        )
+    if own is None:
+        raise InputError(
+            "store-foreign",
+            "the folder was written by anndata, not by stdist",
+            place=str(path),
+            remedy="make a store of it with `stdist convert INPUT STORE`",
+        )
+    if own != STORE_VERSION:
+        raise InputError(
+            "store-version",
+            f"the store has version {own} and this stdist reads version {STORE_VERSION}",
+            place=str(path),
+            remedy="use a newer stdist",
+        )
+    if not manifest.exists():
+        raise CorruptionError(
+            "manifest-missing",
+            "the manifest of the store is gone: its content cannot be checked",
+            place=str(manifest),
+            remedy=f"restore it, or accept the present content: `stdist verify --record {path}`",
+        )
+
+
+def _version(group: Any) -> str | None:
+    return group.attrs.get("stdist", {}).get("encoding-version")
 
 
 class Store:
@@ -24,8 +82,8 @@ class Store:
 
     Raises
     ------
-    InputError
-        If `path` is not a zarr v3 group in AnnData's layout.
+    InputError, CorruptionError
+        As of `check_store`.
 
     Examples
     --------
@@ -36,34 +94,10 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        own: Any = None
-        try:
-            self.group = zarr.open_group(
-                str(self.path), mode="r", zarr_format=3, use_consolidated=False
-            )
-            kind = self.group.attrs.get("encoding-type")
-            own = self.group.attrs.get("stdist")
-        except (FileNotFoundError, ValueError, NotADirectoryError):
-            kind = None
-        if kind != "anndata":
-            raise InputError(
-                "store-unknown",
-                "no stdist store (a zarr v3 group in AnnData's layout)",
-                place=str(self.path),
-                remedy="make one with `stdist convert INPUT STORE`",
-            )
-        if own is None or own["encoding-version"] != STORE_VERSION:
-            written = (
-                "anndata" if own is None else f"stdist store version {own['encoding-version']}"
-            )
-            raise InputError(
-                "store-foreign",
-                f"the store was written by {written}; this is version {STORE_VERSION}",
-                place=str(self.path),
-                remedy="make a store of it with `stdist convert INPUT STORE`"
-                if own is None
-                else "use a newer stdist",
-            )
+        check_store(self.path)
+        self.group = zarr.open_group(
+            str(self.path), mode="r", zarr_format=3, use_consolidated=False
+        )
 
     @cached_property
     def n_obs(self) -> int:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stdist.store import manifest
-from stdist.store.errors import CorruptionError, InputError
+from stdist.store.errors import CorruptionError
 from stdist.store.manifest import Manifest
+from stdist.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def verify(store: Path | str) -> tuple[list[Damage], list[str], int]:
     Raises
     ------
     InputError
-        If `store` has no manifest.
+        If `store` is no stdist store.
     CorruptionError
-        If the manifest itself is damaged.
+        If the manifest itself is damaged or gone.
 
     Examples
     --------
@@ -48,12 +49,7 @@ def verify(store: Path | str) -> tuple[list[Damage], list[str], int]:
     root = Path(store)
     records = manifest.load(root)
     if not records:
-        raise InputError(
-            "manifest-missing",
-            "not a stdist store: it has no manifest",
-            place=str(root),
-            remedy="make one with `stdist convert`",
-        )
+        Store(root)  # says whether this is no store, or a store that lost its manifest
     owners = {record.digest: record for record in records.values()}
     damage = [d for record in records.values() if (d := _check(root, record, owners)) is not None]
     unrecorded = [name for name in manifest.store_files(root) if name not in records]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stdist.graph import InProcess, start
-from stdist.store import CorruptionError, InputError, Store, open_element
+from stdist.store import CorruptionError, Store, open_element
 from stdist.store.verify import verify
 from tests import toy
 
@@ -58,7 +58,7 @@ def test_a_damaged_manifest_is_named(store, position):
 
 def test_without_a_manifest_there_is_nothing_to_verify(store):
     (store / ".stdist/manifest.jsonl").unlink()
-    with pytest.raises(InputError, match="manifest"):
+    with pytest.raises(CorruptionError, match="manifest"):
         verify(store)
 
 

@@ -62,8 +62,14 @@ def crescendo_program(data: Data, spec: CrescendoSpec) -> Program:
             options={"dtype": output.dtype},
             writes={"corrected": output},
         )
-        result = partial(_copied, spec=spec)
-        return Program("crescendo", (copy,), parameters, target, results=result)
+        return Program(
+            "crescendo",
+            (copy,),
+            parameters,
+            target,
+            results=partial(_copied, spec=spec),
+            result_keys=(f"uns/{spec.key_added}",),
+        )
 
     genes = _requested(data, spec)
     reads = {"counts": counts, "batch": batch.codes}
@@ -179,6 +185,7 @@ def _labelled(facts: _Facts, labels: Labels, parameters: dict[str, Any]) -> Prog
         parameters,
         facts.data.path,
         results=partial(_results, facts=facts, clusters=labels.names, sums="strata"),
+        result_keys=_result_keys(facts.spec),
     )
 
 
@@ -246,6 +253,7 @@ def _soft(facts: _Facts, weights: Source, parameters: dict[str, Any]) -> Program
             clusters=[str(k) for k in range(n_clusters)],
             sums="groups",
         ),
+        result_keys=_result_keys(spec),
     )
 
 
@@ -276,6 +284,10 @@ def _requested(data: Data, spec: CrescendoSpec) -> np.ndarray:
             f"{', '.join(map(str, names[:3]))}, ... ({len(names)} genes)",
         )
     return np.flatnonzero(names.isin(spec.genes))
+
+
+def _result_keys(spec: CrescendoSpec) -> tuple[str, ...]:
+    return f"uns/{spec.key_added}", f"var/{spec.key_added}_status"
 
 
 def _copied(values: Any, spec: CrescendoSpec) -> dict[str, Any]:
