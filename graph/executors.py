@@ -153,7 +153,7 @@ class Cluster:
             ) from None
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
-        used = self.client.run(_resident_bytes)
+        used = self.client.run(_resident_bytes, on_error="ignore")
         return Resources(
             len(workers),
             min(limits, default=None),

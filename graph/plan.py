@@ -59,6 +59,21 @@ class Plan:
         limit = self.worker_memory
         return limit is None or self.worst.memory <= MEMORY_SHARE * limit
 
+    def _repr_html_(self) -> str:
+        """Show the plan as a table in a notebook."""
+        head = "".join(f"<th>{name}</th>" for name in StagePlan.__dataclass_fields__)
+        mib = 2**20
+        body = "".join(
+            f"<tr><td>{s.name}</td><td>{s.kind}</td><td>{s.tasks}</td>"
+            f"<td>{s.bytes_read / mib:.1f} MiB</td><td>{s.bytes_written / mib:.1f} MiB</td>"
+            f"<td>{s.memory / mib:.0f} MiB</td><td>{s.seconds:.1f} s</td></tr>"
+            for s in self.stages
+        )
+        return (
+            f"<p>{self.program}: {self.n_rows} rows in blocks of {self.block_length}, "
+            f"{self.n_workers} workers</p><table><tr>{head}</tr>{body}</table>"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, for JSON."""
         return asdict(self) | {"fits": self.fits}

@@ -1,7 +1,8 @@
 """stdist: out-of-core, distributed spatial transcriptomics.
 
 Namespaces, loaded when first used: ``pp`` (preprocess), ``tl`` (methods), ``io`` (open, convert),
-``metrics``, ``pl`` (plots); functions ``connect`` (a Dask cluster) and ``simulate``.
+``metrics``, ``pl`` (plots); functions ``connect`` (a Dask cluster), ``plan`` and
+``simulate``.
 """
 
 from importlib import import_module
@@ -10,9 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMESPACES = ("graph", "io", "metrics", "pl", "pp", "tl")
-_FUNCTIONS = {"connect": "stdist.cluster", "simulate": "stdist.methods.simulate"}
+_FUNCTIONS = {
+    "connect": "stdist.cluster",
+    "plan": "stdist.methods.planning",
+    "simulate": "stdist.methods.simulate",
+}
 
-__all__ = ["connect", "graph", "io", "metrics", "pl", "pp", "simulate", "tl"]
+__all__ = ["connect", "graph", "io", "metrics", "pl", "plan", "pp", "simulate", "tl"]
 
 
 def __getattr__(name: str) -> Any:

@@ -393,6 +393,12 @@ def program(path, text):
     path.chmod(0o755)
 
 
+def path_with_stdist(bin):
+    """PATH with `dask` and `stdist` of this interpreter, installed or not."""
+    program(bin / "stdist", f'exec {sys.executable} -m stdist "$@"')
+    return f"{bin}:{Path(sys.executable).parent}:/usr/sbin:{os.environ['PATH']}"
+
+
 class FakeSlurm:
     """`srun` and `scontrol` on PATH, and what `sbatch` would do, with processes of this machine."""
 
@@ -402,7 +408,7 @@ class FakeSlurm:
         program(bin / "srun", 'for _ in $(seq $SLURM_NTASKS); do "$@" & done\nwait')
         program(bin / "scontrol", f'echo "$@" >> {folder / "scontrol.log"}')
         self.environment = os.environ | {
-            "PATH": f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": path_with_stdist(bin),
             "PYTHONPATH": str(ROOT),
             "SLURM_JOB_ID": "7",
             "SLURM_NTASKS": "2",
@@ -413,28 +419,37 @@ class FakeSlurm:
     def sbatch(self, script, *arguments):
         """Start a copy of the script, as SLURM does, in a process group of its own."""
         shutil.copy(script, self.spool)
-        self.log = (self.folder / "log").open("a")
-        return subprocess.Popen(
-            ["bash", self.spool, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (self.folder / "log").open("a") as log:
+            self.job = subprocess.Popen(
+                ["bash", self.spool, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self.job
 
-    def end(self, job, seconds=60):
-        """Wait for a job, then kill what it left behind, as SLURM does."""
+    def end(self, seconds=60):
+        """Wait for the job, then kill what it left behind, as SLURM does."""
         try:
-            return job.wait(seconds)
+            return self.job.wait(seconds)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
-            self.log.close()
+                os.killpg(self.job.pid, signal.SIGKILL)
+            self.job.wait()
 
     def requeued(self):
         log = self.folder / "scontrol.log"
         return log.read_text().split("\n")[:-1] if log.exists() else []
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    fake = FakeSlurm(tmp_path)
+    yield fake
+    with suppress(subprocess.TimeoutExpired):
+        fake.end(0.1)
 
 
 def finished_blocks(store):
@@ -447,8 +462,8 @@ def finished_blocks(store):
 
 @pytest.mark.slow
 @pytest.mark.fault
-def test_walltime_stops_requeues_and_resumes(tmp_path):
-    slurm, store = FakeSlurm(tmp_path), tmp_path / "cohort.zarr"
+def test_walltime_stops_requeues_and_resumes(slurm, tmp_path):
+    store = tmp_path / "cohort.zarr"
     simulate(store, n_cells=150_000, n_genes=96, rng=3, block_length=1024)
     expected = shutil.copytree(store, tmp_path / "expected.zarr")
     script = tmp_path / "cpu.sbatch"
@@ -462,7 +477,7 @@ def test_walltime_stops_requeues_and_resumes(tmp_path):
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.02)
     os.kill(job.pid, signal.SIGTERM)  # --signal=B:TERM: to the batch shell only
-    assert slurm.end(job) == 5
+    assert slurm.end() == 5
     log = (tmp_path / "log").read_text()
     assert "nothing-to-resume" in log
     assert "interrupted" in log
@@ -472,8 +487,8 @@ def test_walltime_stops_requeues_and_resumes(tmp_path):
     total = next(s for s in describe_runs(store)[-1]["stages"] if s["name"] == "match")["tasks"]
     assert 3 <= kept < total
 
-    job = slurm.sbatch(script, store.name)
-    assert slurm.end(job, 180) == 0, (tmp_path / "log").read_text()
+    slurm.sbatch(script, store.name)
+    assert slurm.end(180) == 0, (tmp_path / "log").read_text()
     assert slurm.requeued() == ["requeue 7"]
     assert graph.unfinished(store) == []
     assert describe_runs(store)[-1]["run"] == waiting.name
@@ -488,11 +503,10 @@ def test_walltime_stops_requeues_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
-def test_scheduler_that_dies_ends_the_job(tmp_path):
-    slurm = FakeSlurm(tmp_path)
+def test_scheduler_that_dies_ends_the_job(slurm, tmp_path):
     program(tmp_path / "bin/dask", "exit 1")
-    job = slurm.sbatch(DEPLOY / "slurm/cpu.sbatch", "cohort.zarr")
-    assert slurm.end(job, 30) != 0
+    slurm.sbatch(DEPLOY / "slurm/cpu.sbatch", "cohort.zarr")
+    assert slurm.end(30) != 0
     assert slurm.requeued() == []
 
 
@@ -542,7 +556,8 @@ def slurmctld(tmp_path):
     conf.write_text(SLURM_CONF.format(host=host, folder=tmp_path))
     environment = os.environ | {
         "SLURM_CONF": str(conf),
-        "PATH": f"{Path(sys.executable).parent}:/usr/sbin:{os.environ['PATH']}",
+        "PATH": path_with_stdist(tmp_path / "bin"),
+        "PYTHONPATH": str(ROOT),
     }
     own_munge = not Path("/run/munge/munge.socket.2").exists()
     if own_munge:

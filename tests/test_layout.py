@@ -125,3 +125,36 @@ def test_the_package_imports_fast_and_light():
         seconds.append(time.perf_counter() - begun)
         assert result.stdout == "[]\n", result.stderr
     assert statistics.median(seconds) < 1.5
+
+
+FLOORS = (
+    ("store", "kernels"),
+    ("graph", "cluster", "starters"),
+    ("methods", "preprocess", "metrics"),
+    ("io", "plots"),
+    ("report",),
+    ("pp", "tl", "pl"),
+    ("cli", "__main__"),
+)
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_nothing_imports_upward(floor):
+    above = [f"stdist.{name}" for names in FLOORS[floor + 1 :] for name in names]
+    found = []
+    for name in FLOORS[floor]:
+        path = PACKAGE / name
+        files = modules(path) if path.is_dir() else [path.with_suffix(".py")]
+        found += [
+            f"{file.relative_to(ROOT)} imports {one}"
+            for file in files
+            for one in sorted(imported(file))
+            if any(within(one, package) for package in above)
+        ]
+    assert found == []
+
+
+def test_every_module_has_a_floor():
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    known = {name for names in FLOORS for name in names} | {"__init__", "__pycache__"}
+    assert names - known == set()
