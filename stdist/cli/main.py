@@ -107,7 +107,17 @@ def simulate(
     memory: str | None,
     block_length: int | None,
 ) -> None:
-    """Simulate a multi-slide cohort with known batch effects, block by block."""
+    """Simulate a multi-slide cohort with known batch effects, block by block.
+
+    \b
+    Counts of cell i (slide b, type t) and gene g are Poisson with mean
+        depth_i * rate_tg * exp(batch_bg + interaction_btg),
+    depth lognormal, rates lognormal with marker genes per type, effects
+    normal and summing to zero over slides; types lie in spatial domains that
+    the slides share. Slides are consecutive rows; positions are in um at
+    2,800 cells/mm2. The truth is in uns["simulation"]; the equations are in
+    stdist.kernels.cohort.
+    """
     from stdist.methods.simulate import simulate as run_simulation
 
     with executor(client, workers, memory) as where:

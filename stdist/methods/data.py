@@ -132,6 +132,13 @@ class AnnDataData:
     path: Path | None = None
 
     def __init__(self, adata: Any) -> None:
+        if getattr(adata, "isbacked", False):
+            raise InputError(
+                "data-backed",
+                "a backed AnnData is neither in memory nor a store",
+                place=str(adata.filename),
+                remedy=f"make a store of it: `stdist convert {adata.filename} STORE`",
+            )
         self.adata = adata
         self.n_obs, self.n_vars = adata.shape
         self.place = f"AnnData of {self.n_obs} x {self.n_vars}"

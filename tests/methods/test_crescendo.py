@@ -162,6 +162,23 @@ def test_drawn_labels_follow_the_weights():
     assert np.abs(share - [0.5, 0.3, 0.2]).max() < 4 * np.sqrt(0.25 / 40_000)
 
 
+def test_half_precision_clusters(cohort, tmp_path):
+    adata = cohort.copy()
+    adata.obsm["soft"] = adata.obsm["soft"].astype(np.float16)
+    adata.obsm["same"] = adata.obsm["soft"].astype(np.float64)
+    half, _ = corrected(adata, clusters="soft")
+    double, _ = corrected(adata, clusters="same")
+    np.testing.assert_array_equal(half, double)
+
+
+def test_backed_data_are_sent_to_convert(cohort, tmp_path):
+    cohort.write_h5ad(tmp_path / "cohort.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cohort.h5ad", backed="r")
+    with pytest.raises(InputError, match="stdist convert"):
+        crescendo(backed, batch_key="slide", clusters="type")
+    backed.file.close()
+
+
 def test_one_batch_returns_a_copy_and_says_so(cohort):
     adata = cohort.copy()
     adata.obs["slide"] = "only"
