@@ -95,11 +95,18 @@ class BarProgress(Progress):
             TimeRemainingColumn(),
         )
         self.task: Any = None
+        self.round, self.stage = 1, ""
         self.bars.start()
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Add a bar."""
-        self.task = self.bars.add_task(stage, total=total, completed=done, size="")
+        """Add a bar; the rounds of a loop share one."""
+        if stage == self.stage:
+            self.round += 1
+            title = f"{stage} {self.round}"
+            self.bars.reset(self.task, total=total, completed=done, description=title)
+        else:
+            self.round = 1
+            self.task = self.bars.add_task(stage, total=total, completed=done, size="")
         super().begin(stage, total, done)
 
     def show(self) -> None:

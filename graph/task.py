@@ -56,7 +56,7 @@ class ValueReference:
         return _load_value(self.path, self.digest)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _load_value(path: str, digest: str) -> Arrays:
     data = Path(path).read_bytes()
     if digest_bytes(data) != digest:
