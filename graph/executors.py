@@ -158,7 +158,7 @@ class Cluster:
             len(workers),
             min(limits, default=None),
             max(worker["nthreads"] for worker in workers),
-            max(used.values()),
+            max(used.values(), default=0),
         )
 
     def run(

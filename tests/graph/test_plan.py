@@ -154,7 +154,7 @@ def test_a_small_worker_among_large_ones_decides():
     fake = SimpleNamespace(
         wait_for_workers=lambda n, timeout: None,
         scheduler_info=lambda n_workers: {"workers": workers},
-        run=lambda function: {"a": 100, "b": 300, "c": 200},
+        run=lambda function, on_error: {"a": 100, "b": 300, "c": 200},
     )
     assert Cluster(fake).resources() == Resources(3, GIB, 8, 300)
 
