@@ -3,9 +3,9 @@
 from stdist.graph.blocks import Blocks, tiles
 from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
-from stdist.graph.preflight import check_output
+from stdist.graph.preflight import added_keys, check_output, refuse_unfinished
 from stdist.graph.progress import choose_progress
-from stdist.graph.record import run_folders, unfinished
+from stdist.graph.record import RunRecord, run_folders, unfinished
 from stdist.graph.reduce import add, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
@@ -20,7 +20,9 @@ __all__ = [
     "Plan",
     "Program",
     "Reduce",
+    "RunRecord",
     "add",
+    "added_keys",
     "by_name",
     "check_output",
     "choose_progress",
@@ -28,6 +30,7 @@ __all__ = [
     "discard",
     "fold",
     "make_plan",
+    "refuse_unfinished",
     "resume",
     "run_folders",
     "run_in_memory",

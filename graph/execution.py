@@ -22,6 +22,7 @@ from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 from stdist.graph.task import TaskRecord, load_values
 from stdist.store import InputError, Output, RunStopped, Staging, StdistError
 from stdist.store.layout import CSR_SHARD
+from stdist.store.staging import scratch_path
 
 
 class Execution:
@@ -64,6 +65,8 @@ class Execution:
                 staging.commit(record.files(), keys)
             else:
                 staging.finish_commit()
+            if staging.new:
+                shutil.rmtree(scratch_path(staging.target), ignore_errors=True)
             finished = RunRecord(staging.run_folder)
             finished.tidy()
             finished.set_state("done", seconds=time.time() - started)
@@ -303,5 +306,5 @@ def _stopped(error: BaseException, place: str, target: Path) -> RunStopped:
         f"{type(error).__name__}: {error}",
         place="; ".join([*getattr(error, "__notes__", []), place]),
         remedy=("free some space, then " if full else "remove the cause, then ")
-        + f"`stdist resume {target}`; finished shards are kept",
+        + f"`stdist resume {target}` (finished shards are kept), or drop the run with --discard",
     )

@@ -19,6 +19,37 @@ def lock_path(target: Path, *, creates: bool) -> Path:
     return target.with_name(f".{target.name}.lock") if creates else target / ".stdist" / "lock"
 
 
+def refuse_unfinished(target: Path) -> None:
+    """Refuse a store on which a run waits to be resumed."""
+    waiting = unfinished(target)
+    if waiting:
+        raise InputError(
+            "run-unfinished",
+            f"run {waiting[0].name} on this store is unfinished",
+            place=str(waiting[0]),
+            remedy=f"continue it with `stdist resume {target}`, or drop it with "
+            f"`stdist resume {target} --discard`",
+        )
+
+
+def added_keys(program: Program) -> set[str]:
+    """Keys of everything that a program adds to a store."""
+    return {output.key for output in program.outputs()} | set(program.result_keys)
+
+
+def check_keys(program: Program) -> None:
+    """Refuse names that are no names, or that belong to the store."""
+    for key in sorted(added_keys(program) - {"X"}):
+        group, _, name = key.partition("/")
+        if not name or name in (".", "..", "_index") or "/" in name or key == "uns/stdist":
+            raise InputError(
+                "key-invalid",
+                f"{name!r} cannot name a result",
+                place=f"{group} of the store",
+                remedy="choose a plain name: not empty, without '/', not '_index'",
+            )
+
+
 def check_output(program: Program, overwrite: bool = False) -> None:
     """Refuse an output that exists, or that is, contains or lies inside an input."""
     target = program.target
@@ -43,7 +74,8 @@ def check_output(program: Program, overwrite: bool = False) -> None:
                 remedy="choose another path, or remove it first",
             )
         return
-    keys = {output.key for output in program.outputs()} | set(program.result_keys)
+    check_keys(program)
+    keys = added_keys(program)
     reads = {
         source.key
         for source in program.sources()
@@ -62,7 +94,8 @@ def check_output(program: Program, overwrite: bool = False) -> None:
             "output-exists",
             f"the store already has {', '.join(taken)}",
             place=str(target),
-            remedy="choose another key_added, or allow overwriting",
+            remedy="overwrite it (--overwrite, overwrite=True), or choose another key_added where "
+            "the program has one",
         )
 
 

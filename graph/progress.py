@@ -79,6 +79,7 @@ class BarProgress(Progress):
     """A bar per stage, by rich, in terminals and notebooks."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -93,6 +94,7 @@ class BarProgress(Progress):
             MofNCompleteColumn(),
             TextColumn("{task.fields[size]}"),
             TimeRemainingColumn(),
+            console=None if _in_notebook() else Console(stderr=True),
         )
         self.task: Any = None
         self.round, self.stage = 1, ""
@@ -123,5 +125,9 @@ def choose_progress(show: bool | None = None) -> Progress:
     """Bars on a terminal or in a notebook, lines elsewhere, nothing if `show` is False."""
     if show is False:
         return Progress()
-    notebook = "ipykernel" in sys.modules
-    return BarProgress() if notebook or sys.stderr.isatty() else LineProgress()
+    return BarProgress() if _in_notebook() or sys.stderr.isatty() else LineProgress()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -15,7 +15,13 @@ from uuid import uuid4
 from stdist.graph.execution import Execution, remove_run
 from stdist.graph.executors import Executor, InProcess
 from stdist.graph.plan import make_plan
-from stdist.graph.preflight import check_output, check_space, lock_path
+from stdist.graph.preflight import (
+    check_keys,
+    check_output,
+    check_space,
+    lock_path,
+    refuse_unfinished,
+)
 from stdist.graph.progress import Progress
 from stdist.graph.record import RunRecord, plain, unfinished
 from stdist.graph.stage import Map, Program
@@ -31,7 +37,8 @@ def fingerprint(program: Program) -> str:
     """Hash of what decides the bits of the result: method, parameters, inputs, versions."""
     parts = {
         "program": program.name,
-        "parameters": program.parameters,
+        # a store may move; what it holds is among the inputs
+        "parameters": {k: v for k, v in program.parameters.items() if k != "data"},
         "inputs": [source.fingerprint() for source in program.sources()],
         "versions": {name: version(name) for name in VERSIONED},
     }
@@ -67,15 +74,7 @@ def start(
     run = f"{program.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
     staging = Staging(target, run, new=program.creates)
     with StoreLock(lock_path(target, creates=program.creates), run):
-        waiting = unfinished(target)
-        if waiting:
-            raise InputError(
-                "run-unfinished",
-                f"run {waiting[0].name} on this store is unfinished",
-                place=str(waiting[0]),
-                remedy=f"continue it with `stdist resume {target}`, or drop it with "
-                f"`stdist resume {target} --discard`",
-            )
+        refuse_unfinished(target)
         check_output(program, overwrite)  # another run may have finished meanwhile
         staging.prepare()
         record = RunRecord(staging.run_folder)
@@ -99,7 +98,7 @@ def start(
 
 
 def resume(
-    target: Path, build: Build, executor: Executor, *, progress: Progress | None = None
+    target: Path | str, build: Build, executor: Executor, *, progress: Progress | None = None
 ) -> Path:
     """Continue the unfinished run on `target`; only unfinished shards are computed.
 
@@ -108,6 +107,7 @@ def resume(
     InputError
         If there is nothing to resume, or inputs or versions changed since the run began.
     """
+    target = Path(target)
     waiting = unfinished(target)
     if not waiting:
         raise InputError(
@@ -119,7 +119,10 @@ def resume(
     record = RunRecord(waiting[0])
     facts = record.read_json("run.json")
     staging = Staging(target, facts["run"], new=facts["creates"])
-    program = build(facts["program"], facts["parameters"])
+    parameters = dict(facts["parameters"])
+    if "data" in parameters:
+        parameters["data"] = str(target.absolute())  # the store may have moved since
+    program = build(facts["program"], parameters)
     with StoreLock(lock_path(target, creates=program.creates), facts["run"]):
         if not record.read_json("commit.json") and fingerprint(program) != facts["fingerprint"]:
             raise InputError(
@@ -132,9 +135,10 @@ def resume(
         return Execution(program, executor, staging, record, progress).run()
 
 
-def discard(target: Path) -> list[str]:
+def discard(target: Path | str) -> list[str]:
     """Remove the unfinished runs on `target` and what they staged; return their names."""
     names = []
+    target = Path(target)
     for folder in unfinished(target):
         record = RunRecord(folder)
         facts = record.read_json("run.json")
@@ -171,6 +175,7 @@ def run_in_memory(
     if writes and not isinstance(executor, InProcess):
         message = f"program {program.name!r} writes rows: run it on a store, or in process"
         raise ValueError(message)
+    check_keys(program)
     block_length = make_plan(program, executor.resources(), block_length).block_length
     execution = Execution(program, executor, None, None, progress)
     execution.block_length = block_length

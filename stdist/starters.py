@@ -17,12 +17,15 @@ LIBRARY_THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
     "BLOSC_NTHREADS",
     "ZARR_THREADING__MAX_WORKERS",
 )
 ONE_THREAD = dict.fromkeys(LIBRARY_THREADS, "1")
-"""Environment of a worker: tasks are the parallelism, so libraries use one thread each."""
+"""Environment of a worker: tasks are the parallelism, so libraries use one thread each.
+
+NUMBA_NUM_THREADS is not among them: Dask sets these in the client too while it spawns workers, and
+numba refuses to compile once it has seen two values. No kernel here uses numba's threads.
+"""
 
 PRE_SPAWN = "distributed.nanny.pre-spawn-environ"
 WORKER_CONFIG = {

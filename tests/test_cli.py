@@ -105,6 +105,12 @@ def test_parameters_from_toml(cohort, tmp_path, capsys):
     code, text = run("plan", "crescendo", cohort, "--params", path, capsys=capsys)
     assert code == 2
     assert "nonsense" in text.err
+    for broken in ("no = = toml", 'batch_key="batch"\nclusters="cell_type"\nprior_sd="a"\n'):
+        path.write_text(broken)
+        assert run("plan", "crescendo", cohort, "--params", path, capsys=capsys)[0] == 2
+    what = ["plan", "crescendo", cohort, "--batch-key", "batch", "--clusters", "cell_type"]
+    for genes in ("", f"@{tmp_path / 'missing.txt'}"):
+        assert run(*what, "--genes", genes, capsys=capsys)[0] == 2
 
 
 @pytest.mark.fault

@@ -58,13 +58,11 @@ def owned():
 def _facts():
     import os
 
-    import numba
     import numcodecs.blosc
     import zarr
 
     return {
         "environment": {name: os.environ.get(name) for name in starters.LIBRARY_THREADS},
-        "numba": numba.config.NUMBA_NUM_THREADS,
         "blosc": numcodecs.blosc.get_nthreads(),
         "zarr": zarr.config.get("threading.max_workers"),
         "memory": dask.config.get("distributed.worker.memory"),
@@ -74,7 +72,7 @@ def _facts():
 def test_workers_pin_threads_and_do_not_spill(owned):
     for facts in owned.run(_facts).values():
         assert facts["environment"] == starters.ONE_THREAD
-        assert facts["numba"] == facts["blosc"] == facts["zarr"] == 1
+        assert facts["blosc"] == facts["zarr"] == 1
         assert facts["memory"]["target"] is False
         assert (facts["memory"]["pause"], facts["memory"]["terminate"]) == (0.90, 0.97)
 
@@ -278,7 +276,7 @@ def test_user_configuration_wins():
         found = starters.worker_config()
         assert "distributed.worker.memory.pause" not in found
         assert found[starters.PRE_SPAWN]["OMP_NUM_THREADS"] == "2"
-        assert found[starters.PRE_SPAWN]["NUMBA_NUM_THREADS"] == "1"
+        assert found[starters.PRE_SPAWN]["BLOSC_NTHREADS"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def test_jobs_of_dask_jobqueue():
         "#SBATCH --mem=60G",
         "#SBATCH -t 04:00:00",
         "#SBATCH -o slurm-logs/stdist-%J.out",
-        "export NUMBA_NUM_THREADS=1",
+        "export OMP_NUM_THREADS=1",
         "export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False",
         "module load python",
     ):

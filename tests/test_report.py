@@ -146,7 +146,7 @@ def test_chosen_genes_and_the_default_place(cohort, tmp_path):
     page = Page(output)
     assert "Maps of gene_0007 in each batch" in page.source
     assert str(path) in page.text
-    assert "--gene gene_0007" in page.text
+    assert "--genes gene_0007" in page.text
     with pytest.raises(InputError, match="not in the data"):
         write_report(run, genes=["absent"])
 
@@ -178,7 +178,7 @@ def test_one_batch(tmp_path):
     run = corrected(written(adata, tmp_path / "one.zarr"))
     page = Page(write_report(run))
     assert "one-batch" in page.text
-    assert "there are 1 and 3" in page.text
+    assert "there are 1 batches and 3 cell types" in page.text
     assert page.images == 3
     assert not (run / "metrics.csv").exists()
 

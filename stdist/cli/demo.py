@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +32,6 @@ def run_demo(
     InputError
         If the folder exists.
     """
-    from stdist import io, pp, tl
-    from stdist.cli import show
-    from stdist.graph import make_plan
-    from stdist.methods.registry import PROGRAMS
-    from stdist.methods.simulate import simulate
-    from stdist.report import write_report
-
     if out.exists():
         raise InputError(
             "output-exists",
@@ -45,6 +39,29 @@ def run_demo(
             place=str(out),
             remedy="remove it, or choose another with --out",
         )
+    try:
+        return _show(executor, out, data, batch_key, clusters, n_cells, echo)
+    except InputError:
+        shutil.rmtree(out, ignore_errors=True)  # so that the corrected command can run
+        raise
+
+
+def _show(
+    executor: Cluster,
+    out: Path,
+    data: str | None,
+    batch_key: str,
+    clusters: str | None,
+    n_cells: int,
+    echo: Callable[[str], None],
+) -> Path:
+    from stdist import io, pp, tl
+    from stdist.cli import show
+    from stdist.graph import make_plan
+    from stdist.methods.registry import PROGRAMS
+    from stdist.methods.simulate import simulate
+    from stdist.report import write_report
+
     client = executor.client
     store = out / "cohort.zarr"
     if data is None:
@@ -54,6 +71,7 @@ def run_demo(
     else:
         echo(f"1. convert {data} -> {store}")
         io.convert(data, store, client=executor)
+    Store(store).element(f"obs/{batch_key}")  # a wrong key is refused before the long part
     if clusters is None:
         echo(f"   cluster: normalise, {CLUSTERS} k-means clusters of 20 principal components")
         genes = Store(store).n_vars

@@ -190,14 +190,30 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
             store, client=active.client, **runtime, **parameters
         )
         if PROGRAMS[name].kind == "method":
-            _report(folder, client=active.client)
+            _report_if_possible(folder, active.client)
     _done(store)
+
+
+def _report_if_possible(folder: Path, client: Any) -> None:
+    """Write the report of a finished run; a report that fails is no failed run."""
+    try:
+        _report(folder, client=client)
+    except (StdistError, ValueError, OSError) as error:
+        click.echo(f"note: the run is done, its report could not be written: {error}", err=True)
 
 
 def _report(folder: Path, **options: Any) -> Path:
     from stdist.report import write_report
 
-    path = write_report(folder, **options)
+    try:
+        path = write_report(folder, **options)
+    except OSError as error:
+        raise InputError(
+            "report-unwritable",
+            f"the report cannot be written ({error.strerror})",
+            place=str(options.get("output") or folder),
+            remedy="name a file that can be written: --output FILE.html",
+        ) from error
     click.echo(f"report: {path}", err=True)
     return path
 
@@ -217,7 +233,12 @@ def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
     parameters = read_parameters(click.get_current_context(), options.pop("params"), options)
     with executor(**where) as active:
         program = PROGRAMS[name].build({"data": str(store), **parameters})
-        check_output(program, overwrite)
+        try:
+            check_output(program, overwrite)
+        except InputError as error:
+            if error.code != "output-exists":
+                raise
+            click.echo(f"note: {error}", err=True)
         found = make_plan(program, active.resources(), block_length)
     if graph is not None:
         draw_graph(program, found.block_length, graph)
@@ -287,14 +308,14 @@ def resume(
     from stdist.methods.registry import PROGRAMS, build
 
     if discard:
-        for name in graph.discard(store):
-            click.echo(f"dropped {name}")
+        dropped = graph.discard(store)
+        click.echo(f"dropped {', '.join(dropped)}" if dropped else "nothing to drop")
         return
     with executor(client, workers, memory) as where:
         folder = graph.resume(store, build, where, progress=graph.choose_progress())
-        program = folder.name.rsplit("-", 3)[0]
-        if program in PROGRAMS and PROGRAMS[program].kind == "method":
-            _report(folder, client=where.client)
+        program = graph.RunRecord(folder).read_json("run.json")["program"]
+        if PROGRAMS[program].kind == "method":
+            _report_if_possible(folder, where.client)
     _done(store)
 
 
@@ -325,7 +346,15 @@ def verify(store: Path, as_json: bool, record: bool) -> None:
     from stdist.store import verify as checks
 
     if record:
-        click.echo(f"{checks.record(store)} files recorded")
+        try:
+            click.echo(f"{checks.record(store)} files recorded")
+        except OSError as error:
+            raise InputError(
+                "store-unwritable",
+                f"the manifest cannot be written ({error.strerror})",
+                place=str(store),
+                remedy="record where the store can be written",
+            ) from error
         return
     found, unrecorded, n_files = checks.verify(store)
     if as_json:

@@ -99,8 +99,17 @@ def _list(context: click.Context, option: click.Parameter, value: Any) -> list[s
     if value is None or isinstance(value, list):
         return value
     if value.startswith("@"):
-        return Path(value[1:]).read_text().split()
-    return [item.strip() for item in value.split(",") if item.strip()]
+        try:
+            names = Path(value[1:]).read_text().split()
+        except OSError as error:
+            message = f"cannot read {value[1:]} ({error.strerror})"
+            raise click.BadParameter(message, context, option) from error
+    else:
+        names = [item.strip() for item in value.split(",") if item.strip()]
+    if not names:
+        message = "the list is empty"
+        raise click.BadParameter(message, context, option)
+    return names
 
 
 def parameter_texts(function: Callable) -> dict[str, str]:
@@ -133,8 +142,13 @@ def read_parameters(
     """
     merged = dict(given)
     if path is not None:
-        with Path(path).open("rb") as file:
-            found = {name.replace("-", "_"): value for name, value in tomllib.load(file).items()}
+        try:
+            table = tomllib.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            message = f"{path} is no TOML file ({error})"
+            raise click.UsageError(message) from error
+        found = {name.replace("-", "_"): value for name, value in table.items()}
+        options = {str(option.name): option for option in context.command.params}
         unknown = sorted(set(found) - set(given))
         if unknown:
             message = f"{path}: unknown parameters: {', '.join(unknown)}"
@@ -142,7 +156,8 @@ def read_parameters(
         for name, value in found.items():
             source = context.get_parameter_source(name)
             if source is None or source.name == "DEFAULT":
-                merged[name] = value
+                plain = isinstance(value, list)
+                merged[name] = value if plain else options[name].type_cast_value(context, value)
     for option in context.command.params:
         if isinstance(option, _Needed) and option.needed and merged[str(option.name)] is None:
             raise click.MissingParameter(ctx=context, param=option)

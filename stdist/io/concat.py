@@ -17,7 +17,7 @@ from stdist.io.derived import (
     LabelSource,
     RecodeSource,
     SuffixSource,
-    save_columns,
+    save_numbers,
 )
 from stdist.io.table import Column, Table
 from stdist.store import InputError, Source
@@ -53,7 +53,7 @@ def concat(
         wanted = columns[number]
         if wanted is None:
             return source
-        return ColumnsSource(source, save_columns(scratch, wanted), len(genes))
+        return ColumnsSource(source, save_numbers(scratch, wanted), len(genes))
 
     names = [
         SuffixSource(table.names, f"{index_unique}{name}") if index_unique else table.names

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph import Cluster, InProcess, Program, check_output, start, unfinished
+from stdist.graph import (
+    Cluster,
+    InProcess,
+    Program,
+    check_output,
+    refuse_unfinished,
+    start,
+    unfinished,
+)
 from stdist.graph.executors import Executor
 from stdist.graph.progress import Progress
 from stdist.io.checks import scan_counts
@@ -227,15 +235,7 @@ class _Target:
     def __enter__(self) -> Path:
         target = Path(self.output).absolute()
         check_output(Program("convert", (), {"inputs": self.inputs}, target, creates=True))
-        waiting = unfinished(target)
-        if waiting:
-            raise InputError(
-                "run-unfinished",
-                f"run {waiting[0].name} on this store is unfinished",
-                place=str(waiting[0]),
-                remedy=f"continue it with `stdist resume {target}`, or drop it with "
-                f"`stdist resume {target} --discard`",
-            )
+        refuse_unfinished(target)
         self.target = target
         shutil.rmtree(scratch_path(target), ignore_errors=True)  # of a run that was discarded
         return target

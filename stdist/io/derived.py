@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import sparse
 
 from stdist.store import Source
 from stdist.store.elements import row_entries
-from stdist.store.manifest import digest_bytes
+from stdist.store.manifest import digest_bytes, write_atomically
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,13 @@ class Wrapped:
         return self.source.stored_bytes()
 
     def fingerprint(self) -> str:
-        """Identity of the element."""
-        return self.source.fingerprint()
+        """Identity of the source and of what is done to its rows; files go by their names."""
+        what = [
+            Path(value).name if field.name.endswith("_file") else repr(value)
+            for field in fields(self)
+            if field.name != "source" and (value := getattr(self, field.name)) is not None
+        ]
+        return f"{type(self).__name__}({self.source.fingerprint()}, {', '.join(what)})"
 
 
 @dataclass(frozen=True)
@@ -167,12 +173,14 @@ class ColumnsSource(Wrapped):
         return taken
 
 
-def save_columns(folder: Path, columns: np.ndarray) -> str:
-    """Keep column numbers for `ColumnsSource`; equal ones share a file."""
+def save_numbers(folder: Path, numbers: np.ndarray) -> str:
+    """Keep row or column numbers for a source; the name of the file says what it holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"columns-{digest_bytes(columns.tobytes())}.npy"
+    path = folder / f"numbers-{digest_bytes(numbers.tobytes())}.npy"
     if not path.exists():
-        np.save(path, columns)
+        buffer = BytesIO()
+        np.save(buffer, numbers)
+        write_atomically(path, buffer.getvalue())
     return str(path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from stdist.graph import (
     by_name,
     check_output,
     choose_progress,
+    refuse_unfinished,
     run_in_memory,
     start,
 )
-from stdist.io.derived import ColumnsSource, Wrapped, row_entries
+from stdist.io.derived import ColumnsSource, Wrapped, row_entries, save_numbers
 from stdist.io.formats import open_table
 from stdist.io.program import table_program
 from stdist.io.table import Column, Table
@@ -214,6 +214,7 @@ def filter(
     source, target = Store(data), Path(out).absolute()
     inputs = [str(Path(data).resolve())]
     check_output(Program("filter", (), {"inputs": inputs}, target, creates=True))
+    refuse_unfinished(target)
     counts = source.element("X")
     limits = {"min_counts": min_counts, "min_genes": min_genes, "max_counts": max_counts}
     scan = Reduce(
@@ -240,16 +241,12 @@ def filter(
                 place=str(data),
                 remedy="use lower limits; `stdist run qc` shows counts and genes per cell",
             )
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        np.save(scratch / "rows.npy", rows)
-        np.save(scratch / "genes.npy", genes)
         maximum = int(found["max"])
         program = filter_program(
             inputs=inputs,
             output=str(target),
-            rows_file=str(scratch / "rows.npy"),
-            genes_file=str(scratch / "genes.npy"),
+            rows_file=save_numbers(scratch, rows),
+            genes_file=save_numbers(scratch, genes),
             kind="csr" if is_csr(counts) else "dense",
             dtype=counts_dtype(maximum).name,
             max=maximum,

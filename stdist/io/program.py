@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from stdist.io.derived import is_sparse, row_entries
 from stdist.io.table import Table
 from stdist.store import Output, Source
 from stdist.store.encoding import write_element
-from stdist.store.staging import scratch_path
 
 
 def cast_rows(rows: tuple[int, int], *, block: Any, dtype: str, csr: bool) -> dict[str, Any]:
@@ -99,14 +97,12 @@ def obs_stage(table: Table) -> Map:
 
 @dataclass(frozen=True)
 class SmallParts:
-    """What is written at the end: genes, gene matrices, ``uns``; drops the sorted copies."""
+    """What is written at the end: genes, gene matrices, ``uns``."""
 
     elements: Mapping[str, Any]
-    scratch: Path
 
     def __call__(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the elements by key."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
         return self.elements
 
 
@@ -165,5 +161,5 @@ def table_program(
     facts = {key: parameters.get(key) for key in named} | attributes
     for key in ("inputs", "batch_names"):
         facts[key] = np.asarray(facts[key] or [], dtype=object)
-    results = SmallParts(small_parts(table, facts), scratch_path(output))
+    results = SmallParts(small_parts(table, facts))
     return Program(name, tuple(stages), parameters, output, creates=True, results=results)

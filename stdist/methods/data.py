@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from stdist.store import InputError, MemorySource, Source, Store, open_element
 from stdist.store.elements import ArrayElement, CodesElement
@@ -19,7 +20,13 @@ UNIQUE_BAND = 2**20
 
 def as_text(values: Any) -> list[str]:
     """Labels as text: whole numbers without a fraction, missing values as ''."""
-    return ["" if pd.isna(value) else str(value) for value in np.asarray(values, dtype=object)]
+    return [_text(value) for value in np.asarray(values, dtype=object)]
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ class Labels:
     names: list[str]
 
 
+def present_labels(labels: Labels) -> list[str]:
+    """Names of the labels that some row has; reads the codes once, band by band."""
+    n_rows, seen = labels.codes.shape[0], set[int]()
+    for start in range(0, n_rows, UNIQUE_BAND):
+        seen |= set(np.unique(labels.codes.read(start, min(n_rows, start + UNIQUE_BAND))).tolist())
+    return [name for code, name in enumerate(labels.names) if code in seen]
+
+
 class StoreData:
     """The elements of a store, as sources."""
 
@@ -103,7 +118,9 @@ class StoreData:
 
     def column(self, key: str) -> Source:
         """A numeric column of ``obs``."""
-        return self.store.element(f"obs/{key}")
+        found = self.store.element(f"obs/{key}")
+        check_numeric(found, key)
+        return found
 
     def obs_keys(self) -> list[str]:
         """Names of the columns of ``obs``."""
@@ -141,6 +158,13 @@ class AnnDataData:
             )
         self.adata = adata
         self.n_obs, self.n_vars = adata.shape
+        if not self.n_obs or not self.n_vars:
+            raise InputError(
+                "data-empty",
+                f"there are {self.n_obs} cells and {self.n_vars} genes",
+                place="adata",
+                remedy="give data with cells and genes",
+            )
         self.place = f"AnnData of {self.n_obs} x {self.n_vars}"
         for frame, names in (("obs", adata.obs_names), ("var", adata.var_names)):
             repeated = pd.Index(names)[pd.Index(names).duplicated()]
@@ -171,11 +195,14 @@ class AnnDataData:
     def embedding(self, key: str) -> Source:
         """An entry of ``obsm``."""
         values = _entry(self.adata.obsm, key, "obsm")
-        return MemorySource(values if hasattr(values, "dask") else np.asarray(values))
+        kept = hasattr(values, "dask") or sparse.issparse(values)
+        return MemorySource(values if kept else np.asarray(values))
 
     def column(self, key: str) -> Source:
         """A numeric column of ``obs``."""
-        return MemorySource(np.asarray(_entry(self.adata.obs, key, "obs")))
+        found = MemorySource(np.asarray(_entry(self.adata.obs, key, "obs")))
+        check_numeric(found, key)
+        return found
 
     def obs_keys(self) -> list[str]:
         """Names of the columns of ``obs``."""
@@ -187,14 +214,101 @@ class AnnDataData:
 
     def labels(self, key: str) -> Labels:
         """A column of ``obs`` as codes and names."""
-        column = _entry(self.adata.obs, key, "obs")
-        if not isinstance(column.dtype, pd.CategoricalDtype):
-            text = as_text(column)
-            names = sorted(set(text) - {""})
-            column = pd.Categorical([label or None for label in text], categories=names)
-        categorical = pd.Categorical(column)
-        codes = np.asarray(categorical.codes, dtype=np.int32)
-        return Labels(MemorySource(codes), [str(name) for name in categorical.categories])
+        return _as_labels(_entry(self.adata.obs, key, "obs"))
+
+
+def _as_labels(column: Any) -> Labels:
+    """A data frame's column as codes and names."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        text = as_text(column)
+        names = sorted(set(text) - {""})
+        column = pd.Categorical([label or None for label in text], categories=names)
+    categorical = pd.Categorical(column)
+    codes = np.asarray(categorical.codes, dtype=np.int32)
+    return Labels(MemorySource(codes), [str(name) for name in categorical.categories])
+
+
+class LazyData(StoreData):
+    """A lazy AnnData that is a store; what is used must be what the store holds."""
+
+    def __init__(self, path: Path, adata: Any) -> None:
+        super().__init__(path)
+        self.adata = adata
+        if list(adata.var_names) != list(self.var_names):
+            raise _changed("var_names", path)
+
+    def _same_array(self, key: str, values: Any) -> None:
+        from stdist.store.lazy import array_name
+
+        if getattr(values, "name", None) != array_name(self.store.element(key)):
+            raise _changed(key, self.place)
+
+    def matrix(self, layer: str | None) -> Source:
+        """``X`` or a layer."""
+        if layer is not None:
+            self._same_array(f"layers/{layer}", _entry(self.adata.layers, layer, "layers"))
+        return super().matrix(layer)
+
+    def embedding(self, key: str) -> Source:
+        """An entry of ``obsm``."""
+        self._same_array(f"obsm/{key}", _entry(self.adata.obsm, key, "obsm"))
+        return super().embedding(key)
+
+    def column(self, key: str) -> Source:
+        """A numeric column of ``obs``."""
+        values = np.asarray(_entry(self.adata.obs, key, "obs"))
+        if not self.store.has(f"obs/{key}"):
+            raise _changed(f"obs/{key}", self.place)
+        found = super().column(key)
+        if not np.array_equal(values, found.read(0, self.n_obs), equal_nan=True):
+            raise _changed(f"obs/{key}", self.place)
+        return found
+
+    def labels(self, key: str) -> Labels:
+        """A column of ``obs`` as codes and names."""
+        mine = _as_labels(_entry(self.adata.obs, key, "obs"))
+        if not self.store.has(f"obs/{key}"):
+            raise _changed(f"obs/{key}", self.place)
+        found = super().labels(key)
+        names = np.asarray([*found.names, ""], dtype=object)
+        own = np.asarray([*mine.names, ""], dtype=object)
+        if (names[found.codes.read(0, self.n_obs)] != own[mine.codes.read(0, self.n_obs)]).any():
+            raise _changed(f"obs/{key}", self.place)
+        return found
+
+    def obs_keys(self) -> list[str]:
+        """Names of the columns of ``obs`` of the object."""
+        return [str(key) for key in self.adata.obs.columns]
+
+    def obsm_keys(self) -> list[str]:
+        """Names of the entries of ``obsm`` of the object."""
+        return list(self.adata.obsm.keys())
+
+
+def _changed(key: str, place: Any) -> InputError:
+    return InputError(
+        "data-changed",
+        f"{key!r} of the lazy AnnData is not what its store holds",
+        place=str(place),
+        remedy="write the changed object with `stdist.io.write`, or use adata.to_memory()",
+    )
+
+
+def check_numeric(source: Any, key: str) -> None:
+    """Refuse a column of labels where numbers are needed.
+
+    Raises
+    ------
+    InputError
+        With code column-not-numeric.
+    """
+    if isinstance(source, CodesElement) or np.dtype(source.dtype).kind not in "iuf":
+        raise InputError(
+            "column-not-numeric",
+            f"obs column {key!r} does not hold numbers",
+            place=f"obs/{key}",
+            remedy="name a numeric column",
+        )
 
 
 Data = StoreData | AnnDataData
@@ -221,4 +335,4 @@ def open_data(data: Any) -> Data:
     from stdist.store.lazy import store_of
 
     path = store_of(data)
-    return StoreData(path) if path is not None else AnnDataData(data)
+    return LazyData(path, data) if path is not None else AnnDataData(data)

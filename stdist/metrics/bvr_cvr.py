@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from stdist.cluster import executor_for
 from stdist.graph import Each, InProcess, Program, Reduce, run_in_memory
 from stdist.kernels.poisson_glmm import bvr_cvr as ratios
 from stdist.kernels.poisson_glmm import fit_poisson_glmm
-from stdist.methods.crescendo.checks import check_codes
+from stdist.methods.checks import check_codes, check_counts
 from stdist.methods.crescendo.tiles import cell_depth, sum_by
 from stdist.methods.data import AnnDataData, open_data
-from stdist.preprocess.bound import tile_workspace
+from stdist.preprocess.bound import TileWorkspace, tile_workspace
 from stdist.store import InputError
 
 PANEL = 64
@@ -34,6 +33,8 @@ def sum_groups(
     keys: tuple[str, str],
 ) -> dict[str, np.ndarray]:
     """Sums of counts before and after, and of depth, by (cell type, batch)."""
+    check_counts(before, rows)
+    check_counts(after, rows)
     check_codes(batch, rows, keys[0])
     check_codes(labels, rows, keys[1])
     group, shape = labels * n_batches + batch, (n_types, n_batches)
@@ -44,6 +45,20 @@ def sum_groups(
         "after": sum_by(group, n_groups, after).reshape(*shape, -1),
         "depth": depth.reshape(shape),
     }
+
+
+def usable(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Refuse groups from which the variance components cannot be told apart."""
+    try:
+        fit_poisson_glmm(total["before"][:, :, :0], total["depth"])
+    except ValueError as error:
+        raise InputError(
+            "groups-unusable",
+            str(error),
+            place="batches and cell types",
+            remedy="use labels whose types occur in several batches",
+        ) from error
+    return total
 
 
 def fit_panel(item: int, *, groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,6 +161,7 @@ def bvr_cvr(
             "n_types": len(labels.names),
             "keys": (batch_key, label_key),
         },
+        finalize=usable,
         workspace=tile_workspace(opened.n_vars, 4),
         nanoseconds=opened.n_vars * 4.0,
         partial_bytes=size,
@@ -154,7 +170,7 @@ def bvr_cvr(
         "fits",
         fit_panel,
         uses=("groups",),
-        workspace=partial(_fixed, 2 * size),
+        workspace=TileWorkspace(0, 2 * size),
         n_items=-(-opened.n_vars // PANEL),
         collect=join,
     )
@@ -165,10 +181,6 @@ def bvr_cvr(
         with executor_for(client, opened.n_obs) as executor:
             values = run_in_memory(program, executor)
     return _table(values, opened.var_names)
-
-
-def _fixed(n_bytes: int, rows: int) -> int:
-    return n_bytes
 
 
 def _values(values: Any) -> dict[str, Any]:

@@ -149,14 +149,19 @@ def _measures(
     if min(_groups(facts, batch, labels)) < 2:
         return None
     before, after = facts.layers
-    return bvr_cvr(
-        facts.store,
-        layer=str(after),
-        before=before,
-        batch_key=batch,
-        label_key=labels,
-        client=client,
-    )
+    try:
+        return bvr_cvr(
+            facts.store,
+            layer=str(after),
+            before=before,
+            batch_key=batch,
+            label_key=labels,
+            client=client,
+        )
+    except InputError as error:
+        if error.code != "groups-unusable":
+            raise
+        return None
 
 
 def _unmeasured(facts: RunFacts, batch: str | None, labels: str | None) -> str:
@@ -169,8 +174,8 @@ def _unmeasured(facts: RunFacts, batch: str | None, labels: str | None) -> str:
         )
     batches, types = _groups(facts, batch, labels)
     return html.paragraph(
-        f"Not measured: the variance ratios need two batches and two cell types, and there are "
-        f"{batches} and {types}."
+        f"Not measured: the variance ratios need two batches and two cell types that occur in "
+        f"several batches; there are {batches} batches and {types} cell types."
     )
 
 

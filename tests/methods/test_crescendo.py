@@ -134,7 +134,7 @@ def test_sample_is_stratified_keyed_and_exact():
     counts = rng.poisson(1.0, (n, 3)).astype(np.uint16)
     rows = (7 * 1024, 7 * 1024 + n)
     inputs = {"counts": counts, "batch": batch, "weights": weights}
-    total = sum_clusters(rows, **inputs, n_batches=2, seed=5, keys=("b", "c"))
+    total = sum_clusters(rows, **inputs, n_batches=2, seed=5, keys=("b", "c", ""))
     groups = group_clusters(total, merge_threshold=2.0, fit_cells=4000, min_cells=300)
     found = sample_cells(rows, **inputs, groups=groups, seed=5)
     sample = trim_sample(found, groups=groups)
@@ -265,7 +265,39 @@ def duplicated_cells(adata):
     return {}
 
 
+def nan_depth(adata):
+    adata.obs["depth"] = np.where(np.arange(N_CELLS) == 2000, np.nan, 5.0)
+    return {"depth_key": "depth"}
+
+
+def negative_depth(adata):
+    adata.obs["depth"] = np.where(np.arange(N_CELLS) == 2000, -1.0, 5.0)
+    return {"depth_key": "depth"}
+
+
+def zero_depth(adata):
+    adata.obs["depth"] = np.where(np.arange(N_CELLS) == 2000, 0.0, 5.0)
+    return {"depth_key": "depth"}
+
+
+def sparse_clusters(adata):
+    adata.obsm["sparse"] = sparse.csr_matrix(adata.obsm["soft"])
+    return {"clusters": "sparse"}
+
+
+def existing_layer(adata):
+    adata.layers["kept"] = adata.X.copy()
+    return {"key_added": "kept"}
+
+
 BAD = {
+    "depth-nonfinite": nan_depth,
+    "depth-negative": negative_depth,
+    "depth-zero": zero_depth,
+    "clusters-sparse": sparse_clusters,
+    "output-exists": existing_layer,
+    "key-invalid": lambda adata: {"key_added": "a/b"},
+    "column-not-numeric": lambda adata: {"depth_key": "type"},
     "counts-negative": negative,
     "counts-fractional": fractional,
     "counts-nonfinite": nonfinite,
@@ -295,6 +327,66 @@ def test_bad_input_is_refused_with_thing_place_and_remedy(cohort, code):
     assert caught.value.place
     assert caught.value.remedy
     assert "crescendo" not in adata.layers
+
+
+@pytest.mark.parametrize(
+    "options", [{"genes": []}, {"genes": "gene1"}, {"rng": None}, {"prior_sd": "a"}]
+)
+def test_wrong_parameters_are_refused(cohort, options):
+    with pytest.raises(InputError) as caught:
+        crescendo(cohort.copy(), batch_key="slide", clusters="type", **options)
+    assert caught.value.code == "parameter-range"
+
+
+def test_one_batch_is_checked_like_several(cohort):
+    adata = cohort.copy()
+    adata.obs["slide"] = pd.Categorical(["only"] * N_CELLS, categories=["only", "ghost"])
+    with pytest.warns(StdistWarning, match=r"one-batch"):
+        crescendo(adata, batch_key="slide", clusters="type")
+    assert (adata.var["crescendo_status"] == "one batch").all()
+    for options in ({"clusters": "nope"}, {"clusters": "type", "genes": ["nope"]}):
+        with pytest.raises(InputError):
+            crescendo(adata, batch_key="slide", overwrite=True, **options)
+
+
+def test_lazy_data_that_were_edited_are_refused(cohort_store, tmp_path):
+    path = shutil.copytree(cohort_store, tmp_path / "lazy.zarr")
+    for what in ("slide", "soft", "new"):
+        lazy = stdist.io.open(path)
+        if what == "soft":
+            lazy.obsm["soft"] = np.asarray(lazy.obsm["soft"])[::-1]
+        else:
+            lazy.obs[what] = lazy.obs["slide"].to_numpy()[::-1]
+        batch_key = "new" if what == "new" else "slide"
+        with pytest.raises(InputError) as caught:
+            crescendo(lazy, batch_key=batch_key, clusters="soft")
+        assert caught.value.code == "data-changed"
+
+
+def test_moved_store_resumes_where_it_is(cohort_store, tmp_path, monkeypatch):
+    from stdist import graph
+    from stdist.methods.registry import build
+    from stdist.store import RunStopped, writer
+
+    options = {"batch_key": "slide", "clusters": "type", "block_length": 1024}
+    here, whole = (shutil.copytree(cohort_store, tmp_path / name) for name in ("here", "whole"))
+    crescendo(whole, **options)
+    real, calls = writer.record_file, []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(writer, "record_file", failing)
+    with pytest.raises(RunStopped):
+        crescendo(here, **options)
+    monkeypatch.undo()
+    moved = here.rename(tmp_path / "moved")
+    graph.resume(moved, build, graph.InProcess())
+    one, other = (Store(p).element("layers/crescendo").read(0, N_CELLS) for p in (moved, whole))
+    assert (one != other).sum() == 0
 
 
 def test_wrong_row_is_named_and_the_store_left_clean(cohort, tmp_path):

@@ -51,6 +51,35 @@ def test_nothing_passes(base, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_filter_does_not_touch_an_interrupted_one(base, tmp_path, monkeypatch):
+    from stdist import graph
+    from stdist.methods.registry import build
+    from stdist.store import RunStopped, writer
+
+    out, whole = tmp_path / "out.zarr", tmp_path / "whole.zarr"
+    first = {"min_counts": 25, "min_genes": 1, "block_length": 1024}
+    stdist.pp.filter(base, whole, **first)
+    real, calls = writer.record_file, []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 8:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(writer, "record_file", failing)
+    with pytest.raises(RunStopped):
+        stdist.pp.filter(base, out, **first)
+    monkeypatch.undo()
+    with pytest.raises(InputError) as caught:
+        stdist.pp.filter(base, out, min_counts=0, max_counts=25, min_genes=1, block_length=1024)
+    assert caught.value.code == "run-unfinished"
+    graph.resume(out, build, graph.InProcess())
+    one, other = (Store(path).element("X").read(0, 500) for path in (out, whole))
+    np.testing.assert_array_equal(one, other)
+    assert not list(tmp_path.glob(".*scratch"))
+
+
 def test_interrupted_filter_resumes(base, tmp_path, monkeypatch):
     from stdist import graph
     from stdist.methods.registry import build

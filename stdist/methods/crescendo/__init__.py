@@ -70,8 +70,10 @@ def crescendo(
         Standard deviation of the normal prior on batch effects, natural log scale.
     cluster_penalty
         Weight ``p`` of the penalty ``p * beta**2 / 2`` on the effect of a cluster.
-    fit_cells, min_cells
-        Soft clusters only: cells to fit to, and the least number per batch and cluster.
+    fit_cells
+        Soft clusters only: number of cells to fit to, about.
+    min_cells
+        Soft clusters only: least number of cells to fit to per batch and cluster.
     merge_threshold
         Soft clusters with a higher correlation over cells are merged for the fit.
     cap_outliers
@@ -116,8 +118,8 @@ def crescendo(
     Fit: the mode under ``delta_b, gamma_kb ~ N(0, prior_sd**2)`` of Poisson counts with mean
     ``depth * exp(beta_0 + sum_k R_k beta_k + delta_b + sum_k R_k gamma_kb)`` (Millard et al.,
     Genome Biology 2025, equation 6, its random-effect reading). Target: the arithmetic mean over
-    batches of the fitted rates in each cluster, without ``delta_b``. Matching: exact randomised
-    probability integral transform (equation 5).
+    batches, weighted by the cluster's mass in each, of the fitted rates, without ``delta_b``.
+    Matching: exact randomised probability integral transform (equation 5).
 
     Examples
     --------
@@ -134,7 +136,7 @@ def crescendo(
         clusters=clusters,
         layer=layer,
         depth_key=depth_key,
-        genes=None if genes is None else tuple(genes),
+        genes=genes,
         key_added=key_added,
         prior_sd=prior_sd,
         cluster_penalty=cluster_penalty,

@@ -36,8 +36,8 @@ def match_block(
     not converge, keep their counts.
     """
     matched = []
-    if weights is not None and weights.dtype.itemsize < 4:
-        weights = weights.astype(np.float32)  # exact
+    if weights is not None and weights.dtype not in (np.float32, np.float64):
+        weights = weights.astype(np.float64)
     rate = rates_of(fit) if labels is not None else None
     for first, last in tiles(*rows):
         part = slice(first - rows[0], last - rows[0])

@@ -22,8 +22,8 @@ from stdist.methods.crescendo.fit import (
 from stdist.methods.crescendo.match import match_block
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import copy_counts, sample_cells, sum_clusters, sum_strata
-from stdist.methods.data import Data, Labels
-from stdist.preprocess.bound import is_csr
+from stdist.methods.data import Data, Labels, present_labels
+from stdist.preprocess.bound import TileWorkspace, is_csr
 from stdist.store import InputError, Output, Source
 from stdist.store.elements import row_entries
 from stdist.store.layout import counts_dtype
@@ -47,45 +47,55 @@ def crescendo_program(data: Data, spec: CrescendoSpec) -> Program:
     batch = data.labels(spec.batch_key)
     parameters: dict[str, Any] = {"data": str(data.path), **spec.to_parameters()}
     output = _output(counts, data.n_vars, spec)
-    target = data.path
-    if len(batch.names) < 2:
-        warnings.warn(
-            f"[one-batch] {spec.batch_key!r} has {len(batch.names)} batch: there is nothing to "
-            f"correct, {output.key!r} is a copy of the counts",
-            StdistWarning,
-            stacklevel=3,
-        )
-        copy = Map(
-            "copy",
-            copy_counts,
-            {"counts": counts},
-            options={"dtype": output.dtype},
-            writes={"corrected": output},
-        )
-        return Program(
-            "crescendo",
-            (copy,),
-            parameters,
-            target,
-            results=partial(_copied, spec=spec),
-            result_keys=(f"uns/{spec.key_added}",),
-        )
-
     genes = _requested(data, spec)
+    if spec.clusters not in (*data.obs_keys(), *data.obsm_keys()):
+        raise InputError(
+            "clusters-unknown",
+            f"no column of obs and no entry of obsm is called {spec.clusters!r}",
+            place=data.place,
+            remedy=f"obs has {', '.join(data.obs_keys()) or 'nothing'}; "
+            f"obsm has {', '.join(data.obsm_keys()) or 'nothing'}",
+        )
+    if len(present_labels(batch)) < 2:
+        return _copy(data, spec, batch, counts, output, parameters)
     reads = {"counts": counts, "batch": batch.codes}
     if spec.depth_key is not None:
         reads["depth"] = data.column(spec.depth_key)
     facts = _Facts(data, spec, batch, counts, genes, reads, output)
     if spec.clusters in data.obs_keys():
         return _labelled(facts, data.labels(spec.clusters), parameters)
-    if spec.clusters in data.obsm_keys():
-        return _soft(facts, data.embedding(spec.clusters), parameters)
-    raise InputError(
-        "clusters-unknown",
-        f"no column of obs and no entry of obsm is called {spec.clusters!r}",
-        place=data.place,
-        remedy=f"obs has {', '.join(data.obs_keys()) or 'nothing'}; "
-        f"obsm has {', '.join(data.obsm_keys()) or 'nothing'}",
+    return _soft(facts, data.embedding(spec.clusters), parameters)
+
+
+def _copy(
+    data: Data,
+    spec: CrescendoSpec,
+    batch: Labels,
+    counts: Source,
+    output: Output,
+    parameters: dict[str, Any],
+) -> Program:
+    """Return the program of data with one batch: the new layer is a copy."""
+    warnings.warn(
+        f"[one-batch] all cells have the same {spec.batch_key!r}: there is nothing to correct, "
+        f"{output.key!r} is a copy of the counts",
+        StdistWarning,
+        stacklevel=4,
+    )
+    stage = Map(
+        "copy",
+        copy_counts,
+        {"counts": counts, "batch": batch.codes},
+        options={"dtype": output.dtype, "key": spec.batch_key},
+        writes={"corrected": output},
+    )
+    return Program(
+        "crescendo",
+        (stage,),
+        parameters,
+        data.path,
+        results=partial(_copied, spec=spec, names=data.var_names),
+        result_keys=_result_keys(spec),
     )
 
 
@@ -111,7 +121,7 @@ class _Facts:
             "cluster_penalty": spec.cluster_penalty,
             "var_names": data.var_names,
         }
-        self.keys = (spec.batch_key, spec.clusters)
+        self.keys = (spec.batch_key, spec.clusters, spec.depth_key or "")
 
     def match(self, reads: dict[str, Source], n_clusters: int) -> Map:
         """Return the stage that corrects."""
@@ -132,7 +142,7 @@ class _Facts:
                 "cap": spec.cap_outliers,
                 "dtype": self.output.dtype,
             },
-            workspace=partial(_match_workspace, coefficients, n_genes * dtype),
+            workspace=TileWorkspace(n_genes * dtype, coefficients),
             nanoseconds=n_genes * 15.0,
             writes={"corrected": self.output},
             whole_blocks=True,
@@ -140,19 +150,7 @@ class _Facts:
 
     def tile_bytes(self, n_columns: int) -> Any:
         """Workspace of a tile's sums: the counts as float64 and what they become."""
-        return partial(_tile_workspace, 3 * self.n_genes * FLOAT + 4 * n_columns * FLOAT)
-
-
-def _match_workspace(coefficients: int, row_bytes: int, rows: int) -> int:
-    return coefficients + rows * row_bytes
-
-
-def _tile_workspace(row_bytes: int, rows: int) -> int:
-    return rows * row_bytes
-
-
-def _fixed_workspace(n_bytes: int, rows: int) -> int:
-    return n_bytes
+        return TileWorkspace(3 * self.n_genes * FLOAT + 4 * n_columns * FLOAT)
 
 
 def _labelled(facts: _Facts, labels: Labels, parameters: dict[str, Any]) -> Program:
@@ -174,7 +172,7 @@ def _labelled(facts: _Facts, labels: Labels, parameters: dict[str, Any]) -> Prog
         fit_panel_of_strata,
         uses=("strata",),
         options=facts.fit_options,
-        workspace=partial(_fixed_workspace, 2 * size),
+        workspace=TileWorkspace(0, 2 * size),
         nanoseconds=PANEL * 0.6e6,
         n_items=-(-len(facts.genes) // PANEL),
         collect=join_panels,
@@ -191,6 +189,13 @@ def _labelled(facts: _Facts, labels: Labels, parameters: dict[str, Any]) -> Prog
 
 def _soft(facts: _Facts, weights: Source, parameters: dict[str, Any]) -> Program:
     spec, n_genes, n_batches = facts.spec, facts.n_genes, len(facts.batch.names)
+    if is_csr(weights):
+        raise InputError(
+            "clusters-sparse",
+            "soft clusters are stored as a sparse matrix",
+            place=f"obsm {spec.clusters!r}",
+            remedy="store them dense: .toarray()",
+        )
     if len(weights.shape) != 2 or weights.shape[0] != facts.data.n_obs:
         raise InputError(
             "clusters-shape",
@@ -237,7 +242,7 @@ def _soft(facts: _Facts, weights: Source, parameters: dict[str, Any]) -> Program
         fit_panel_of_sample,
         uses=("sample", "groups"),
         options=facts.fit_options,
-        workspace=partial(_fixed_workspace, sampled + 3 * cells * n_clusters * FLOAT),
+        workspace=TileWorkspace(0, sampled + 3 * cells * n_clusters * FLOAT),
         nanoseconds=PANEL * min(cells, spec.fit_cells) * max(1.0, n_clusters**2 / 900) * 1000.0,
         n_items=-(-len(facts.genes) // PANEL),
         collect=join_panels,
@@ -290,8 +295,12 @@ def _result_keys(spec: CrescendoSpec) -> tuple[str, ...]:
     return f"uns/{spec.key_added}", f"var/{spec.key_added}_status"
 
 
-def _copied(values: Any, spec: CrescendoSpec) -> dict[str, Any]:
-    return {f"uns/{spec.key_added}": {"params": _params(spec), "notes": ["one-batch"]}}
+def _copied(values: Any, spec: CrescendoSpec, names: np.ndarray) -> dict[str, Any]:
+    status = pd.Categorical(["one batch"] * len(names))
+    return {
+        f"uns/{spec.key_added}": {"params": _params(spec), "notes": ["[one-batch] a copy"]},
+        f"var/{spec.key_added}_status": pd.Series(status, index=names),
+    }
 
 
 def _params(spec: CrescendoSpec) -> dict[str, Any]:
@@ -310,7 +319,8 @@ def _results(values: Any, facts: _Facts, clusters: list[str], sums: str) -> dict
         gene_counts, mass = total["gene_counts"], total["mass"]
     status = np.full(len(names), "not requested", dtype=object)
     status[facts.genes] = np.where(fit["converged"], "corrected", "not converged")
-    status[(gene_counts == 0).any(axis=0) & (status == "corrected")] = "absent in a batch"
+    absent = (gene_counts[mass.sum(axis=1) > 0] == 0).any(axis=0)
+    status[absent & (status == "corrected")] = "absent in a batch"
     status[gene_counts.sum(axis=0) == 0] = "no counts"
     empty = [name for name, n in zip(batches, mass.sum(axis=1), strict=True) if n == 0]
     notes = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from stdist.store import InputError
@@ -22,7 +24,7 @@ class CrescendoSpec:
     clusters: str
     layer: str | None = None
     depth_key: str | None = None
-    genes: tuple[str, ...] | None = None
+    genes: Sequence[str] | None = None
     key_added: str = "crescendo"
     prior_sd: float = 1.0
     cluster_penalty: float = 0.01
@@ -39,18 +41,27 @@ class CrescendoSpec:
             ("fit_cells", 0, 10**9),
             ("min_cells", 0, 10**9),
             ("merge_threshold", 0.0, float("inf")),
+            ("rng", -1, 2**63),
         ):
             value = getattr(self, name)
-            if not low < value <= high:
-                raise InputError(
-                    "parameter-range",
-                    f"{name} is {value}, not in ({low}, {high}]",
-                    place="crescendo",
-                    remedy=f"the default is {getattr(type(self), name)}",
-                )
+            if not isinstance(value, Real) or isinstance(value, bool) or not low < value <= high:
+                raise _wrong(name, value, f"a number in ({low}, {high}]")
+        if not isinstance(self.rng, Integral):
+            raise _wrong("rng", self.rng, "a whole number: randomness is keyed, not drawn")
         if self.genes is not None:
-            object.__setattr__(self, "genes", tuple(self.genes))
+            if isinstance(self.genes, str) or not len(self.genes):
+                raise _wrong("genes", self.genes, "a list of gene names")
+            object.__setattr__(self, "genes", tuple(map(str, self.genes)))
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able values."""
         return asdict(self) | {"genes": None if self.genes is None else list(self.genes)}
+
+
+def _wrong(name: str, value: Any, wanted: str) -> InputError:
+    return InputError(
+        "parameter-range",
+        f"{name} is {value!r}, not {wanted}",
+        place="crescendo",
+        remedy=f"the default is {getattr(CrescendoSpec, name)}",
+    )

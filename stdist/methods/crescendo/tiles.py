@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from stdist.kernels.keyed_random import stream_key, uniforms
-from stdist.methods.crescendo.checks import check_codes, check_counts, check_weights
+from stdist.methods.checks import check_codes, check_counts, check_depth, check_weights
 
 Arrays = dict[str, Any]
 
@@ -44,6 +44,15 @@ def _depth(counts: Any, depth: np.ndarray | None) -> np.ndarray:
     return cell_depth(counts) if depth is None else np.asarray(depth, dtype=np.float64)
 
 
+def _checked_depth(
+    counts: Any, depth: np.ndarray | None, rows: tuple[int, int], key: str
+) -> np.ndarray:
+    found = _depth(counts, depth)
+    if depth is not None:
+        check_depth(found, counts, rows, key)
+    return found
+
+
 def sum_strata(
     rows: tuple[int, int],
     *,
@@ -53,13 +62,13 @@ def sum_strata(
     depth: np.ndarray | None = None,
     n_batches: int,
     n_labels: int,
-    keys: tuple[str, str],
+    keys: tuple[str, str, str],
 ) -> Arrays:
     """Sums over (batch, label) strata: all that the fit of labelled cells needs."""
     check_counts(counts, rows)
     check_codes(batch, rows, keys[0])
     check_codes(labels, rows, keys[1])
-    depth = _depth(counts, depth)
+    depth = _checked_depth(counts, depth, rows, keys[2])
     strata, shape = batch * n_labels + labels, (n_batches, n_labels)
     n_strata = n_batches * n_labels
     return {
@@ -80,13 +89,13 @@ def sum_clusters(
     depth: np.ndarray | None = None,
     n_batches: int,
     seed: int,
-    keys: tuple[str, str],
+    keys: tuple[str, str, str],
 ) -> Arrays:
     """Sums that decide merging and sampling, and the counts of each gene in each batch."""
     check_counts(counts, rows)
     check_codes(batch, rows, keys[0])
     check_weights(weights, rows, keys[1])
-    depth = _depth(counts, depth)
+    depth = _checked_depth(counts, depth, rows, keys[2])
     weights = weights.astype(np.float64)
     n_clusters = weights.shape[1]
     cells = np.where(depth > 0, 1.0, 0.0)
@@ -138,7 +147,10 @@ def sample_cells(
     }
 
 
-def copy_counts(rows: tuple[int, int], *, counts: Any, dtype: str) -> Arrays:
+def copy_counts(
+    rows: tuple[int, int], *, counts: Any, batch: np.ndarray, key: str, dtype: str
+) -> Arrays:
     """Counts as they are (one batch: nothing to correct)."""
     check_counts(counts, rows)
+    check_codes(batch, rows, key)
     return {"corrected": counts.astype(dtype)}

@@ -1,4 +1,4 @@
-"""Checks of counts, labels and soft clusters inside a pass, naming the first wrong row."""
+"""Checks of counts, depth, labels and soft clusters in a pass, naming the first wrong row."""
 
 from __future__ import annotations
 
@@ -44,7 +44,31 @@ def check_counts(counts: Any, rows: tuple[int, int]) -> None:
                 f"counts-{name}",
                 f"a count is {name}: {values.ravel()[first]}",
                 place=f"row {rows[0] + row}, column {gene}",
-                remedy="Crescendo needs raw counts: name the layer that holds them",
+                remedy="raw counts are needed: name the layer that holds them",
+            )
+
+
+def check_depth(depth: np.ndarray, counts: Any, rows: tuple[int, int], key: str) -> None:
+    """Refuse depths that are not finite, negative, or zero where there are counts.
+
+    Raises
+    ------
+    InputError
+        With code depth-nonfinite, depth-negative or depth-zero, and the first row.
+    """
+    counted = np.asarray(counts.sum(axis=1)).ravel() > 0
+    for code, bad in (
+        ("nonfinite", ~np.isfinite(depth)),
+        ("negative", depth < 0),
+        ("zero", (depth == 0) & counted),
+    ):
+        found = np.flatnonzero(bad)
+        if len(found):
+            raise InputError(
+                f"depth-{code}",
+                f"the depth of a cell is {depth[found[0]]}",
+                place=f"obs column {key!r}, row {rows[0] + int(found[0])}",
+                remedy="give the positive total count (nUMI) of every cell",
             )
 
 
