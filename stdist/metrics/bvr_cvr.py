@@ -11,7 +11,7 @@ from stdist.cluster import executor_for
 from stdist.graph import Each, InProcess, Program, Reduce, run_in_memory
 from stdist.kernels.poisson_glmm import bvr_cvr as ratios
 from stdist.kernels.poisson_glmm import fit_poisson_glmm
-from stdist.methods.checks import check_codes, check_counts
+from stdist.methods.checks import check_codes, check_counts, check_depth
 from stdist.methods.crescendo.tiles import cell_depth, sum_by
 from stdist.methods.data import AnnDataData, open_data
 from stdist.preprocess.bound import TileWorkspace, tile_workspace
@@ -28,9 +28,10 @@ def sum_groups(
     after: Any,
     batch: np.ndarray,
     labels: np.ndarray,
+    depth: np.ndarray | None = None,
     n_batches: int,
     n_types: int,
-    keys: tuple[str, str],
+    keys: tuple[str, str, str],
 ) -> dict[str, np.ndarray]:
     """Sums of counts before and after, and of depth, by (cell type, batch)."""
     check_counts(before, rows)
@@ -39,11 +40,15 @@ def sum_groups(
     check_codes(labels, rows, keys[1])
     group, shape = labels * n_batches + batch, (n_types, n_batches)
     n_groups = n_types * n_batches
-    depth = np.bincount(group, cell_depth(before), n_groups)
+    if depth is None:
+        depth = cell_depth(before)
+    else:
+        depth = depth.astype(np.float64)
+        check_depth(depth, before, rows, keys[2])
     return {
         "before": sum_by(group, n_groups, before).reshape(*shape, -1),
         "after": sum_by(group, n_groups, after).reshape(*shape, -1),
-        "depth": depth.reshape(shape),
+        "depth": np.bincount(group, depth, n_groups).reshape(shape),
     }
 
 
@@ -93,6 +98,7 @@ def bvr_cvr(
     batch_key: str,
     label_key: str,
     before: str | None = None,
+    depth_key: str | None = None,
     client: Any = None,
 ) -> pd.DataFrame:
     """Measure how much batch and cell-type variance a correction left in every gene.
@@ -109,6 +115,8 @@ def bvr_cvr(
         Column of ``obs`` with the cell type.
     before
         Layer with the counts before correction; default ``X``.
+    depth_key
+        Column of ``obs`` with the depth (nUMI); default: total counts of `before`.
     client
         `distributed.Client`; default as in `stdist.tl.crescendo`.
 
@@ -147,19 +155,22 @@ def bvr_cvr(
             remedy="the variance components need two batches and two cell types",
         )
     size = 16 * len(batch.names) * len(labels.names) * opened.n_vars
+    reads = {
+        "before": opened.matrix(before),
+        "after": opened.matrix(layer),
+        "batch": batch.codes,
+        "labels": labels.codes,
+    }
+    if depth_key is not None:
+        reads["depth"] = opened.column(depth_key)
     sums = Reduce(
         "groups",
         sum_groups,
-        {
-            "before": opened.matrix(before),
-            "after": opened.matrix(layer),
-            "batch": batch.codes,
-            "labels": labels.codes,
-        },
+        reads,
         options={
             "n_batches": len(batch.names),
             "n_types": len(labels.names),
-            "keys": (batch_key, label_key),
+            "keys": (batch_key, label_key, depth_key or ""),
         },
         finalize=usable,
         workspace=tile_workspace(opened.n_vars, 4),
