@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stdist.cluster import active_client
 from stdist.graph import (
     Cluster,
     InProcess,
@@ -73,7 +74,7 @@ def convert(
     kind
         ``"dense"`` or ``"csr"`` storage of the counts (default: by density and gene number).
     client
-        `dask.distributed.Client` or executor; without one the work is done in this process.
+        `dask.distributed.Client` or executor; default: the active client, else this process.
     block_length
         Rows per block (default: from the memory of the workers).
     progress
@@ -154,7 +155,7 @@ def write(
         table = open_memory(adata).check()
         source = take_counts(table, counts)
         options = {"inputs": [], "counts": counts}
-        return _convert(table, source, target, options, kind, None, block_length, progress)
+        return _convert(table, source, target, options, kind, InProcess(), block_length, progress)
 
 
 def convert_program(
@@ -292,6 +293,7 @@ def _convert(
 
 
 def _executor(client: Any) -> Executor:
+    client = client or active_client()
     if client is None:
         return InProcess()
     return client if hasattr(client, "resources") else Cluster(client)
