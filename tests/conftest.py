@@ -12,6 +12,9 @@ from tests import toy
 def pytest_configure(config):
     # distributed: a second cluster of the session finds the port of the first one taken
     config.addinivalue_line("filterwarnings", "ignore:Port 8787 is already in use:UserWarning")
+    # anndata 0.13 and scanpy ask pandas 3 for options that pandas 4 will not have
+    for option in ("future.infer_string", "mode.chained_assignment"):
+        config.addinivalue_line("filterwarnings", f"ignore:The '{option}' option is deprecated")
     # zarr 3.1: the text of the v3 specification has no consolidated metadata and no string dtype
     config.addinivalue_line("filterwarnings", "ignore:Consolidated metadata is currently not part")
     config.addinivalue_line("filterwarnings", "ignore:The (codec|data type) .* Zarr (format|V) ?3")
