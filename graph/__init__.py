@@ -9,6 +9,7 @@ from stdist.graph.record import RunRecord, run_folders, unfinished
 from stdist.graph.reduce import add, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+from stdist.graph.state import State
 
 __all__ = [
     "Blocks",
@@ -21,6 +22,7 @@ __all__ = [
     "Program",
     "Reduce",
     "RunRecord",
+    "State",
     "add",
     "added_keys",
     "by_name",

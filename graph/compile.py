@@ -10,6 +10,7 @@ from stdist.graph.executors import Graph
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
 from stdist.graph.stage import Each, Map, Reduce
+from stdist.graph.state import Recollection
 from stdist.graph.task import (
     Values,
     run_combine,
@@ -21,10 +22,11 @@ from stdist.graph.task import (
 
 @dataclass(frozen=True)
 class Binding:
-    """What a stage's tasks need beside the stage: key prefix, values, sink, record folder."""
+    """What a stage's tasks need beside the stage: keys, values, state, sink, record folder."""
 
     prefix: str
     values: Values
+    state: Recollection | None = None
     sink: Sink | None = None
     done: str | None = None
     fingerprint: str = ""
@@ -59,6 +61,7 @@ def compile_stage(
                     index,
                     blocks.bounds(index),
                     values,
+                    binding.state,
                     binding.sink,
                     done,
                     binding.fingerprint,
@@ -69,7 +72,8 @@ def compile_stage(
 
     def leaf(index: int) -> Hashable:
         name = key("block", index)
-        graph[name] = (run_reduce_block, stage, index, blocks.bounds(index), values)
+        bounds = blocks.bounds(index)
+        graph[name] = (run_reduce_block, stage, index, bounds, values, binding.state)
         leaves.append(name)
         return name
 

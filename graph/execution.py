@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from stdist.graph.progress import Progress
 from stdist.graph.record import RunRecord
 from stdist.graph.sinks import MemorySink, StoreSink, part_path
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+from stdist.graph.state import FileState, MemoryState, Recollection, StateStore
 from stdist.graph.task import TaskRecord, load_values
 from stdist.store import InputError, Output, RunStopped, Staging, StdistError
 from stdist.store.layout import CSR_SHARD
@@ -41,6 +42,10 @@ class Execution:
         self.progress = progress or Progress()
         self.values: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
+        self.state: StateStore = MemoryState()
+        if record is not None:
+            self.state = FileState(str(record.folder / "state"))
+        self.versions = dict.fromkeys(program.state, 0)
         self.prefix = "memory"
         self.fingerprint = ""
         self.block_length = 2**16
@@ -124,13 +129,30 @@ class Execution:
         """Value of a stage: from its checkpoint, or computed and checkpointed."""
         kept = None if self.record is None else self.record.value(name)
         if kept is not None:
+            self._advance(stage.updates if isinstance(stage, Reduce) else ())
             return kept
         value = self._reduce(stage) if isinstance(stage, Reduce) else self._each(stage, name)
         return self._save(name, value)
 
+    def _recollection(self, stage: Map | Reduce) -> Recollection | None:
+        updates = stage.updates if isinstance(stage, Reduce) else ()
+        if not stage.recalls and not updates:
+            return None
+        return Recollection(
+            self.state,
+            self.program.state,
+            {name: self.versions[name] for name in stage.recalls},
+            {name: self.versions[name] + 1 for name in updates},
+        )
+
+    def _advance(self, updates: Iterable[str], rounds: int = 1) -> None:
+        for name in updates:
+            self.versions[name] += rounds
+
     def _reduce(self, stage: Reduce) -> dict[str, Any]:
         blocks = Blocks(stage.n_rows, self.block_length)
-        graph, watched = compile_stage(stage, blocks, Binding(self.prefix, self.values))
+        binding = Binding(self.prefix, self.values, self._recollection(stage))
+        graph, watched = compile_stage(stage, blocks, binding)
         total: dict[str, Any] = {}
 
         share = sum(s.stored_bytes() for s in stage.reads.values()) // len(blocks)
@@ -146,6 +168,7 @@ class Execution:
                 self.progress.advance(1, share)
 
         self._run(stage.name, graph, watched, on_done, len(blocks), 0)
+        self._advance(stage.updates)
         if stage.finalize is None:
             return total
         return stage.finalize(total, **load_values(self.values, stage.uses))
@@ -182,10 +205,12 @@ class Execution:
             final = self.record.value(loop.name)
             if final is not None:
                 self.values[loop.name] = final
+                self._advance(loop.updates(), int(final.load()["n_iterations"]))
                 return
             rounds = self.record.values_named(f"{loop.name}.round")
             if rounds:
                 first, state = int(rounds[-1][-6:]) + 1, self.record.value(rounds[-1])
+                self._advance(loop.updates(), first)
         attempt = self.prefix
         for number in range(first, loop.max_iterations):
             self.prefix = f"{attempt}.round{number}"  # a key never stands for two computations
@@ -205,6 +230,8 @@ class Execution:
             state = self._save(f"{loop.name}.round{number:06d}", current)
             if self.record is not None and number:
                 self.record.drop_value(f"{loop.name}.round{number - 1:06d}")
+            for name in loop.updates():
+                self.state.drop_before(name, self.versions[name])
         self.prefix = attempt
         self.values[loop.name] = state
 
@@ -212,7 +239,8 @@ class Execution:
         blocks = Blocks(stage.n_rows, self.block_length)
         if self.record is None:
             sink = MemorySink(stage.n_rows)
-            graph, watched = compile_stage(stage, blocks, Binding("memory", self.values, sink))
+            binding = Binding("memory", self.values, self._recollection(stage), sink)
+            graph, watched = compile_stage(stage, blocks, binding)
             self._run(stage.name, graph, watched, lambda *_: None, len(blocks), 0)
             finished = sink.finished(stage.writes)
             self.memory |= {stage.writes[name].key: finished[name] for name in finished}
@@ -226,6 +254,7 @@ class Execution:
         binding = Binding(
             self.prefix,
             self.values,
+            self._recollection(stage),
             StoreSink(root, parts),
             str(self.record.done_folder(stage.name)),
             self.fingerprint,

@@ -137,7 +137,7 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
         body = stage.body if isinstance(stage, Loop) else (stage,)
         repeats = stage.max_iterations if isinstance(stage, Loop) else 1
         for part in body:
-            stages.append(_plan_stage(part, resources, block_length, repeats))
+            stages.append(_plan_stage(part, program, resources, block_length, repeats))
             if isinstance(part, Map):
                 stages += [
                     _plan_assembly(output, part.n_rows, resources)
@@ -156,12 +156,19 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
 
 
 def _plan_stage(
-    stage: Map | Reduce | Each, resources: Resources, block_length: int, repeats: int
+    stage: Map | Reduce | Each,
+    program: Program,
+    resources: Resources,
+    block_length: int,
+    repeats: int,
 ) -> StagePlan:
     blocks = Blocks(stage.n_rows, block_length)
     rows = min(block_length, max(1, stage.n_rows))
     stored = sum(source.stored_bytes() for source in stage.reads.values())
     inputs = sum(source.read_bytes(rows) for source in stage.reads.values())
+    recalled = sum(program.state[name].row_bytes for name in stage.recalls)
+    inputs += recalled * rows
+    stored += recalled * stage.n_rows
     decoded = inputs / rows * stage.n_rows
     written = 0
     if isinstance(stage, Map):
@@ -174,6 +181,9 @@ def _plan_stage(
         tasks = 2 * len(blocks) - 1
         depth = 2 + int(np.log2(max(1, block_length // TILE_ROWS)))
         memory = inputs + stage.workspace(min(rows, TILE_ROWS)) + depth * stage.partial_bytes
+        updated = sum(program.state[name].row_bytes for name in stage.updates)
+        memory += 2 * updated * rows
+        written = updated * stage.n_rows
     else:
         tasks, memory = stage.n_items, stage.workspace(1)
     slots = resources.n_workers * resources.threads

@@ -116,7 +116,7 @@ def check_space(program: Program, target: Path) -> None:
     finally:
         with suppress(OSError):
             probe.unlink()
-    needed = _stored_estimate(program)
+    needed = _stored_estimate(program) + _state_bytes(program)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -125,6 +125,12 @@ def check_space(program: Program, target: Path) -> None:
             place=str(folder),
             remedy="free some space or choose another disk",
         )
+
+
+def _state_bytes(program: Program) -> int:
+    """Bytes of the rows kept between passes: the version that is read and the one written."""
+    n_rows = max((stage.n_rows for stage in program.block_stages()), default=0)
+    return 2 * n_rows * sum(state.row_bytes for state in program.state.values())
 
 
 def _stored_estimate(program: Program) -> int:

@@ -112,7 +112,7 @@ class RunRecord:
 
     def tidy(self) -> None:
         """Drop what only a resume would need."""
-        for name in ("values", "done", "parts"):
+        for name in ("values", "done", "parts", "state"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stdist.graph.reduce import add
+from stdist.graph.state import State
 from stdist.store import TILE_ROWS, Output, Source
 
 Arrays = Mapping[str, np.ndarray]
@@ -49,6 +50,8 @@ class Stage:
         number of rows of the call.
     nanoseconds
         Guess of the kernel's time per row, for the plan.
+    recalls
+        Names of the program's states whose rows the kernel takes as arguments.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Stage:
     options: Mapping[str, Any] = field(default_factory=dict)
     workspace: Callable[[int], int] = no_workspace
     nanoseconds: float = 0.0
+    recalls: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -93,12 +97,14 @@ class Reduce(Stage):
     """One pass that sums up: partial statistics per tile, combined in a fixed tree.
 
     `combine` merges two neighbours (default: add); `finalize(total, **values)` runs once, on the
-    client, and gives the value of the stage. `partial_bytes` is the size of one partial.
+    client, and gives the value of the stage. `partial_bytes` is the size of one partial. Of each
+    state in `updates` the kernel returns, beside its statistics, the tile's new rows.
     """
 
     combine: Callable[[Any, Any], dict[str, Any]] = add
     finalize: Callable[..., dict[str, Any]] | None = None
     partial_bytes: int = 0
+    updates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Loop:
 
     The state starts as the value of stage `initial`; inside the body it is the value `name`; the
     value of the body's last stage is the next state. ``n_iterations`` is added to the state.
+    A state of rows may be updated by one stage of the body.
     """
 
     name: str
@@ -125,6 +132,16 @@ class Loop:
     initial: str
     converged: Callable[[Arrays, Arrays], bool]
     max_iterations: int
+
+    def __post_init__(self) -> None:
+        updated = self.updates()
+        if len(updated) != len(set(updated)):
+            message = f"loop {self.name!r} updates a state twice in a round: {updated}"
+            raise ValueError(message)
+
+    def updates(self) -> list[str]:
+        """Names of the states that a round updates."""
+        return [name for s in self.body if isinstance(s, Reduce) for name in s.updates]
 
 
 AnyStage = Map | Reduce | Each | Loop
@@ -156,6 +173,8 @@ class Program:
     result_keys
         Keys of these elements, so that a clash with what the store has is found beforehand; not
         needed where the program makes the target.
+    state
+        Rows kept between passes, by name (see `State`).
     """
 
     name: str
@@ -165,6 +184,7 @@ class Program:
     creates: bool = False
     results: Callable[[Values], Mapping[str, Any]] = no_results
     result_keys: tuple[str, ...] = ()
+    state: Mapping[str, State] = field(default_factory=dict)
 
     def block_stages(self) -> list[Map | Reduce | Each]:
         """All stages in order, with the bodies of loops in place of the loops."""

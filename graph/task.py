@@ -25,6 +25,7 @@ from stdist.graph.blocks import tiles
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
 from stdist.graph.stage import Arrays, Each, Map, Reduce
+from stdist.graph.state import Recollection
 from stdist.store import RunStopped, StdistError
 from stdist.store.manifest import Record, digest_bytes, write_atomically
 
@@ -123,8 +124,16 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _read(stage: Map | Reduce, start: int, stop: int, facts: dict[str, Any]) -> dict[str, Any]:
-    inputs = {name: source.read(start, stop) for name, source in stage.reads.items()}
+def _read(
+    stage: Map | Reduce,
+    index: int,
+    bounds: tuple[int, int],
+    state: Recollection | None,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    inputs = {name: source.read(*bounds) for name, source in stage.reads.items()}
+    if state is not None:
+        inputs |= state.read(index)
     facts["bytes_read"] = sum(_nbytes(block) for block in inputs.values())
     return inputs
 
@@ -144,6 +153,7 @@ def run_map_block(
     index: int,
     bounds: tuple[int, int],
     values: Values,
+    state: Recollection | None,
     sink: Sink,
     done: str | None,
     fingerprint: str,
@@ -152,7 +162,7 @@ def run_map_block(
     start, stop = bounds
     where = f"block {index} (rows {start}:{stop})"
     with measured(stage.name, index, where) as facts:
-        inputs = _read(stage, start, stop, facts)
+        inputs = _read(stage, index, bounds, state, facts)
         loaded = load_values(values, stage.uses)
         calls = [bounds] if stage.whole_blocks else list(tiles(start, stop))
         results = [
@@ -200,17 +210,35 @@ def _join(parts: list[Any]) -> Any:
 Partial = tuple[dict[str, Any], tuple[TaskRecord, ...]]
 
 
-def run_reduce_block(stage: Reduce, index: int, bounds: tuple[int, int], values: Values) -> Partial:
-    """Compute the partial statistic of one block: a whole subtree of the tree over tiles."""
+def run_reduce_block(
+    stage: Reduce,
+    index: int,
+    bounds: tuple[int, int],
+    values: Values,
+    state: Recollection | None = None,
+) -> Partial:
+    """Compute the partial statistic of one block: a whole subtree of the tree over tiles.
+
+    New rows of the states that the stage updates are written before the statistic is returned.
+    """
     start, stop = bounds
     with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
-        inputs = _read(stage, start, stop, facts)
+        inputs = _read(stage, index, bounds, state, facts)
         loaded = load_values(values, stage.uses)
-        partials = (
-            stage.kernel(rows, **_slice(inputs, start, *rows), **loaded, **stage.options)
-            for rows in tiles(start, stop)
-        )
-        total = fold(partials, stage.combine)
+        updated: dict[str, list[np.ndarray]] = {name: [] for name in stage.updates}
+
+        def partials() -> Iterator[dict[str, Any]]:
+            for rows in tiles(start, stop):
+                tile = _slice(inputs, start, *rows)
+                statistic = stage.kernel(rows, **tile, **loaded, **stage.options)
+                for name, tiles_so_far in updated.items():
+                    tiles_so_far.append(statistic.pop(name))
+                yield statistic
+
+        total = fold(partials(), stage.combine)
+        if state is not None and updated:
+            state.write(index, updated)
+            facts["bytes_written"] = sum(t.nbytes for parts in updated.values() for t in parts)
     return total, (facts["record"],)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from stdist.graph import Each, Loop, Map, Program, Reduce, concatenate
+from stdist.graph import Each, Loop, Map, Program, Reduce, State, concatenate
 from stdist.store import InputError, Output, Store, open_element
 
 COLUMNS = 37
@@ -78,9 +78,16 @@ def collect_norms(parts):
     return {"norm": np.concatenate([part["norm"] for part in parts]), "shift": np.float64(1.0)}
 
 
-def shifted(rows, *, counts, state):
+def first_carried(rows, *, counts):
     dense = counts.toarray() if sparse.issparse(counts) else counts
-    return {"n": np.float64(len(dense)), "sum": (dense * np.exp(-state["shift"])).sum()}
+    return {"n": np.int64(len(dense)), "carried": dense[:, :2].astype(np.float32)}
+
+
+def shifted(rows, *, counts, carried, state):
+    dense = counts.toarray() if sparse.issparse(counts) else counts
+    summed = (dense * np.exp(-state["shift"])).sum() + 1e-3 * carried.sum(dtype=float)
+    new = (0.5 * carried + state["shift"] * dense[:, 2:4]).astype(np.float32)
+    return {"n": np.float64(len(dense)), "sum": summed, "carried": new}
 
 
 def next_shift(total, *, state):
@@ -91,10 +98,11 @@ def settled(previous, current):
     return bool(abs(previous["shift"] - current["shift"]) < 1e-6)
 
 
-def scale(rows, *, counts, norms, state, pause=0.0):
+def scale(rows, *, counts, carried, norms, state, pause=0.0):
     time.sleep(pause)
     dense = counts.toarray() if sparse.issparse(counts) else counts
     scaled = np.log1p(dense.astype(float)) / norms["norm"] + state["shift"]
+    scaled += carried.sum(axis=1, keepdims=True)
     doubled = sparse.csr_matrix((dense * 2).astype(np.uint16))
     return {
         "scaled": scaled.astype(np.float32),
@@ -115,9 +123,20 @@ def scale_program(target, source="X", every=7, rounds=40, pause=0.0):
         Reduce("moments", moments, reads),
         Reduce("sample", pick, reads, options={"every": every}, combine=concatenate),
         Each("norms", column_norm, uses=("moments",), n_items=4, collect=collect_norms),
+        Reduce("first", first_carried, reads, updates=("carried",)),
         Loop(
             "state",
-            (Reduce("next", shifted, reads, ("state",), finalize=next_shift),),
+            (
+                Reduce(
+                    "next",
+                    shifted,
+                    reads,
+                    ("state",),
+                    finalize=next_shift,
+                    recalls=("carried",),
+                    updates=("carried",),
+                ),
+            ),
             "norms",
             settled,
             rounds,
@@ -128,6 +147,7 @@ def scale_program(target, source="X", every=7, rounds=40, pause=0.0):
             reads,
             ("norms", "state"),
             {"pause": pause},
+            recalls=("carried",),
             writes={
                 "scaled": Output("layers/scaled", (COLUMNS,), "float32"),
                 "total": Output("obs/total", (), "int64"),
@@ -145,6 +165,7 @@ def scale_program(target, source="X", every=7, rounds=40, pause=0.0):
         Path(target),
         results=partial(scale_results, n_rows=Store(target).n_obs),
         result_keys=("uns/toy",),
+        state={"carried": State((2,), "float32")},
     )
 
 

@@ -1,0 +1,141 @@
+"""Rows that a program keeps between its passes, local to a block: they never leave the workers.
+
+Every update writes a new version; the one before stays until the round that made it obsolete is
+checkpointed, so a repeated task or a resumed round finds what it read the first time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stdist.store import RunStopped
+from stdist.store.manifest import digest_bytes, temporary_path
+
+
+@dataclass(frozen=True)
+class State:
+    """Columns and dtype of such rows: ``(n_rows, *columns)``."""
+
+    columns: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.columns, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class StateStore(Protocol):
+    """Keeps the rows of every state, version and block."""
+
+    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None: ...
+    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray: ...
+    def drop_before(self, name: str, version: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class FileState:
+    """One checksummed file per block under the run's folder."""
+
+    root: str
+
+    def _path(self, name: str, version: int, block: int) -> Path:
+        return Path(self.root) / name / f"{version:06d}" / f"{block:06d}"
+
+    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None:
+        """Write the rows of one block, atomically."""
+        path = self._path(name, version, block)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        temporary = temporary_path(path)
+        with temporary.open("wb") as file:
+            file.write(digest_bytes(data).encode())
+            file.write(data)
+        temporary.replace(path)
+
+    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray:
+        """Read the rows of one block.
+
+        Raises
+        ------
+        RunStopped
+            If the file is not there or not what was written.
+        """
+        path = self._path(name, version, block)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        data = memoryview(content)[32:]
+        if digest_bytes(data).encode() != content[:32]:
+            raise RunStopped(
+                "state-altered",
+                f"rows that the run keeps in {name!r} are not what was written",
+                place=str(path),
+                remedy="drop the run with `stdist resume --discard` and start it again",
+            )
+        return np.frombuffer(data, like.dtype).reshape(-1, *like.columns)
+
+    def drop_before(self, name: str, version: int) -> None:
+        """Remove the versions that no round needs any more."""
+        for folder in (Path(self.root) / name).glob("*"):
+            if int(folder.name) < version:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(eq=False)
+class MemoryState:
+    """Keeps the rows in this process, for data in memory."""
+
+    blocks: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+
+    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None:
+        """Keep the rows of one block."""
+        self.blocks[name, version, block] = rows
+
+    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray:
+        """Return the rows of one block."""
+        return self.blocks[name, version, block]
+
+    def drop_before(self, name: str, version: int) -> None:
+        """Forget the versions that no round needs any more."""
+        for key in [key for key in self.blocks if key[0] == name and key[1] < version]:
+            del self.blocks[key]
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """What one stage's tasks read and write: versions by the name of the state."""
+
+    store: StateStore
+    states: Mapping[str, State]
+    recalls: Mapping[str, int]
+    updates: Mapping[str, int]
+
+    def read(self, block: int) -> dict[str, np.ndarray]:
+        """Return the rows of a block of every recalled state."""
+        return {
+            name: self.store.read(name, version, block, self.states[name])
+            for name, version in self.recalls.items()
+        }
+
+    def write(self, block: int, rows: Mapping[str, list[np.ndarray]]) -> None:
+        """Write the new rows of a block, given tile by tile.
+
+        Raises
+        ------
+        ValueError
+            If the kernel returned rows of another dtype or shape than the state's.
+        """
+        for name, version in self.updates.items():
+            state, whole = self.states[name], np.concatenate(rows[name])
+            if whole.dtype != state.dtype or whole.shape[1:] != state.columns:
+                message = f"rows of {name!r} are {whole.dtype} {whole.shape}, not {state}"
+                raise ValueError(message)
+            self.store.write(name, version, block, whole)
