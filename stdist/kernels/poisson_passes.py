@@ -1,0 +1,205 @@
+"""Penalised Poisson regression on all cells, in passes that need no counts and one sample.
+
+Counts enter only through ``X^T y``, summed once. A pass gives ``X^T mu`` and with it the gradient
+from all cells; the Hessian is that of a stratified sample whose cells are weighted to have the
+same ``X^T mu``, and Anderson's mixing of the last steps makes up for its error. The optimum is
+that of all cells, not of the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdist.kernels.poisson_newton import Cells, Floats, Ridge, Step
+from stdist.kernels.poisson_ridge import RidgeFit
+
+HISTORY = 3  # points mixed: two differences
+LOCAL_STEP = 0.3  # on the log scale: longer steps are far from linear and are not mixed
+LARGEST_PREDICTOR = 500.0  # exp stays finite; such a trial is refused by its objective
+
+
+def pass_moments(
+    weights: NDArray[Any], batch: NDArray[Any], depth: Floats, coefficients: Floats
+) -> Floats:
+    """Sums of fitted means over the cells of a tile, ``X_b^T mu``.
+
+    Parameters
+    ----------
+    weights : (n_cells, n_clusters) float
+    batch : (n_cells,) int
+    depth : (n_cells,) float64
+        Zero for cells that take no part.
+    coefficients : (n_batches + 1, n_clusters + 1, n_genes) float64
+        Common (intercept, beta), then (delta_b, gamma_b) of every batch.
+
+    Returns
+    -------
+    (n_batches, n_clusters + 1, n_genes) float64
+    """
+    columns = np.column_stack([np.ones(len(batch)), weights])
+    moments = np.zeros((len(coefficients) - 1, *coefficients.shape[1:]))
+    for b in np.unique(batch):
+        rows = np.flatnonzero(batch == b)
+        own = columns[rows]
+        means = own @ (coefficients[0] + coefficients[b + 1])
+        np.minimum(means, LARGEST_PREDICTOR, out=means)
+        np.exp(means, out=means)
+        means *= depth[rows, None]
+        moments[b] = own.T @ means
+    return moments
+
+
+class Sample(Cells):
+    """Sampled cells that stand for all in the Hessian."""
+
+    def step(
+        self, point: Floats, moments: Floats, ridge: Ridge, residual: Floats, prior: Step
+    ) -> Floats:
+        """Newton step at a point; `moments` and `residual` are those of all cells."""
+        means, own = self.means(point[0] + point[1:])
+        ratio = np.divide(moments, own, out=np.zeros_like(own), where=own > 0)
+        for block, of_batch in zip(self.blocks, ratio, strict=True):
+            means[block] *= self.columns[block, 1:] @ of_batch[1:]
+        found = self.newton_step(means, ridge, residual, prior)
+        return np.concatenate([found.common[None], found.local])
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Where the fit of a panel of genes stands.
+
+    Attributes
+    ----------
+    coefficients : (n_batches + 1, n_clusters + 1, n_genes) float64
+        Point at which the next pass takes the gradient; the result once converged.
+    points, steps : (HISTORY, n_batches + 1, n_clusters + 1, n_genes) float64
+        Accepted points and their Newton steps, newest first.
+    kept : (n_genes,) int64
+        Valid entries of `points`.
+    objective : (n_genes,) float64
+        At the newest accepted point; infinite before the first.
+    converged : (n_genes,) bool
+    """
+
+    coefficients: Floats
+    points: Floats
+    steps: Floats
+    kept: NDArray[np.int64]
+    objective: Floats
+    converged: NDArray[np.bool_]
+
+    @classmethod
+    def begin(cls, start: RidgeFit, rate: Floats) -> Passes:
+        """Start from the fit to the sample, or from counts over depth where it had no count."""
+        with np.errstate(divide="ignore"):
+            intercept = np.where(start.without_counts, np.log(rate), start.intercept)
+        common = np.concatenate([intercept[None], start.cluster])[None]
+        local = np.concatenate([start.batch[:, None], start.interaction], axis=1)
+        point = np.concatenate([common, local])
+        n_genes = point.shape[-1]
+        empty = np.zeros((HISTORY, *point.shape))
+        return cls(
+            point,
+            empty,
+            empty.copy(),
+            np.zeros(n_genes, np.int64),
+            np.full(n_genes, np.inf),
+            np.isneginf(intercept),
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays by name, last axis genes."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Passes:
+        """Take them back from `arrays`."""
+        return cls(**{field.name: np.array(arrays[field.name]) for field in fields(cls)})
+
+
+def advance(
+    passes: Passes,
+    moments: Floats,
+    sums: Floats,
+    sample: Sample,
+    ridges: list[Ridge],
+    *,
+    tolerance: float = 1e-6,
+) -> Passes:
+    """Use the sums of a pass: move every gene that has not converged.
+
+    Parameters
+    ----------
+    passes : Passes
+    moments : (n_batches, n_clusters + 1, n_genes) float64
+        Sums over all cells of :func:`pass_moments` at ``passes.coefficients``.
+    sums : (n_batches, n_clusters + 1, n_genes) float64
+        ``X_b^T y`` over all cells.
+    sample : Sample
+    ridges : list of Ridge
+        One per gene.
+    tolerance : float
+        A gene has converged once no coefficient would move by more.
+
+    Returns
+    -------
+    Passes
+
+    Notes
+    -----
+    A point whose objective rose is refused: the step before is taken without mixing, then halved.
+    """
+    now = Passes.of(passes.arrays())
+    for gene in np.flatnonzero(~passes.converged):
+        _advance_gene(now, int(gene), moments, sums, sample, ridges[gene], tolerance)
+    return now
+
+
+def _advance_gene(
+    now: Passes,
+    gene: int,
+    moments: Floats,
+    sums: Floats,
+    sample: Sample,
+    ridge: Ridge,
+    tolerance: float,
+) -> None:
+    point, observed = now.coefficients[:, :, gene].copy(), sums[:, :, gene]
+    fitted = moments[:, :, gene]
+    prior = Step(ridge.weight.common * point[0], ridge.weight.local * point[1:])
+    objective = fitted[:, 0].sum() - np.vdot(observed, point[0] + point[1:])
+    objective += 0.5 * (np.vdot(prior.common, point[0]) + np.vdot(prior.local, point[1:]))
+    noise = 1e-12 * observed[:, 0].sum() * max(1.0, abs(point[0, 0]))
+    points, steps = now.points[..., gene], now.steps[..., gene]
+    if not objective <= now.objective[gene] + noise:
+        if now.kept[gene] == 1:
+            steps[0] *= 0.5
+        now.kept[gene] = 1
+        now.coefficients[:, :, gene] = points[0] + steps[0]
+        return
+    step = sample.step(point, fitted, ridge, fitted - observed, prior)
+    length = np.abs(step).max()
+    if now.kept[gene] and np.abs(steps[0]).max() > LOCAL_STEP:
+        now.kept[gene] = 0
+    points[1:], steps[1:] = points[:-1].copy(), steps[:-1].copy()
+    points[0], steps[0] = point, step
+    kept = min(HISTORY, int(now.kept[gene]) + 1)
+    now.kept[gene], now.objective[gene] = kept, objective
+    now.converged[gene] = bool(length < tolerance)
+    now.coefficients[:, :, gene] = _mixed(points[:kept], steps[:kept])
+
+
+def _mixed(points: Floats, steps: Floats) -> Floats:
+    """Anderson's mixing (type II) of the last points, newest first."""
+    if len(points) == 1:
+        return np.asarray(points[0] + steps[0])
+    moved = (points[0] - points[1:]).reshape(len(points) - 1, -1)
+    turned = (steps[0] - steps[1:]).reshape(len(points) - 1, -1)
+    share, *_ = np.linalg.lstsq(turned.T, steps[0].ravel(), rcond=None)
+    target = (points[0] + steps[0]).ravel() - share @ (moved + turned)
+    return target.reshape(points[0].shape)
