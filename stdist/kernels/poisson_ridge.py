@@ -11,7 +11,7 @@ minimises ``sum_i (mu_i - y_i log mu_i)`` plus a weighted ridge on ``beta``, ``d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,25 +77,40 @@ class Penalty:
         return cls(np.full(n_clusters, cluster), batch, interaction)
 
     @classmethod
-    def standardized(cls, weights: ArrayLike, batch: ArrayLike, n_batches: int) -> Penalty:
-        """Ridge of glmnet at lambda 1: ``n_rows`` times the variance of each column.
+    def standardized(
+        cls, weights: ArrayLike, batch: ArrayLike, n_batches: int, cells: ArrayLike | None = None
+    ) -> Penalty:
+        """Ridge of glmnet at lambda 1: the number of cells times the variance of each column.
 
         Parameters
         ----------
         weights : (n_rows, n_clusters) float
         batch : (n_rows,) int
         n_batches : int
+        cells : (n_rows,) int, optional
+            Number of cells that each row stands for; one if not given.
 
         Notes
         -----
-        glmnet averages the likelihood over rows and standardises columns (divisor
-        ``n_rows``); columns without variance get no coefficient.
+        glmnet averages the likelihood over cells and standardises columns (divisor: the number
+        of cells); columns without variance get no coefficient.
         """
         weights = np.asarray(weights, dtype=np.float64)
-        member = np.asarray(batch)[:, None] == np.arange(n_batches)
-        interaction = [np.where(column[:, None], weights, 0.0).std(axis=0) for column in member.T]
-        scales = (weights.std(axis=0), member.std(axis=0), np.stack(interaction))
-        return cls(*(np.where(s < CONSTANT_COLUMN, np.inf, len(weights) * s**2) for s in scales))
+        member = (np.asarray(batch)[:, None] == np.arange(n_batches)).astype(np.float64)
+        times = np.ones(len(weights)) if cells is None else np.asarray(cells, dtype=np.float64)
+        n_cells = times.sum()
+
+        def weight(columns: Floats) -> Floats:
+            variance = times @ (columns - times @ columns / n_cells) ** 2 / n_cells
+            return np.where(variance < CONSTANT_COLUMN**2, np.inf, n_cells * variance)
+
+        interaction = [weight(column[:, None] * weights) for column in member.T]
+        return cls(weight(weights), weight(member), np.stack(interaction))
+
+    def without_interactions(self, first: int) -> Penalty:
+        """Return the penalty under which columns from `first` on have no effect per batch."""
+        left_out = np.arange(len(self.cluster)) >= first
+        return replace(self, interaction=np.where(left_out, np.inf, self.interaction))
 
     def scaled(self, factor: float) -> Penalty:
         """Return the penalty with every weight multiplied by ``factor``."""

@@ -92,51 +92,6 @@ def load_case(name: str) -> tuple[Any, np.ndarray, np.ndarray, int]:
     return case, case["R"].T, batch, len(levels)
 
 
-def lambda_maximum(design: np.ndarray, counts: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Start of glmnet's path, its alpha floored at 0.001."""
-    null = depth[:, None] * (counts.sum(axis=0) / depth.sum())
-    columns = design[:, 1:]
-    standardized = (columns - columns.mean(axis=0)) / columns.std(axis=0)
-    return np.abs(standardized.T @ (counts - null) / len(depth)).max(axis=0) / 1e-3
-
-
-def bracket_lambda(path: np.ndarray, target: float = 1.0) -> tuple[float, float, float]:
-    """Neighbours of the target in a descending path and the weight of the upper one."""
-    lower = np.searchsorted(-path, -target)
-    if lower == len(path):
-        return path[-1], path[-1], 0.0
-    high, low = path[lower - 1], path[lower]
-    return high, low, (target - low) / (high - low)
-
-
-@needs_fixtures
-@pytest.mark.parametrize("name", ["sim_a", "real_a"])
-def test_interpolated_path_equals_glmnet(name: str) -> None:
-    case, weights, batch, n_batches = load_case(name)
-    counts, depth = case["counts"], case["numi"]
-    design = dense_design(weights, batch, n_batches)
-    maxima = lambda_maximum(design, counts, depth)
-    np.testing.assert_allclose(maxima, case["lambda_max"], rtol=1e-10)
-
-    steps = 1e-4 ** (np.arange(100) / 99)
-    ends = [
-        bracket_lambda(maximum * steps[: int(n)])
-        for maximum, n in zip(maxima, case["n_lambda"], strict=True)
-    ]
-    high, low, share = np.transpose(ends)
-    penalty = Penalty.standardized(weights, batch, n_batches)
-    upper = fit(counts, weights, batch, depth, penalty, high)
-    lower = fit(counts, weights, batch, depth, penalty, low)
-    assert upper.converged.all()
-    assert lower.converged.all()
-    result = share * flat(upper) + (1 - share) * flat(lower)
-    assert np.abs(result - case["betas_tight"]).max() <= 1e-4
-    assert np.abs(result - case["betas_default"]).max() <= 5e-2
-    assert np.abs(design @ (result - case["betas_default"])).max() <= 1.2e-2
-    full = depth[:, None] * np.exp(design @ result)
-    np.testing.assert_allclose(full, case["expected_full_observed"], rtol=1e-4)
-
-
 @needs_fixtures
 @pytest.mark.parametrize("name", ["sim_a", "real_a"])
 def test_single_small_lambda_equals_glmnet(name: str) -> None:

@@ -13,8 +13,8 @@ from scipy import sparse
 
 import stdist
 from stdist.methods.crescendo import StdistWarning, crescendo
-from stdist.methods.crescendo.fit import group_clusters, trim_sample
-from stdist.methods.crescendo.tiles import drawn_labels, sample_cells, sum_clusters
+from stdist.methods.crescendo.sample import group_clusters, trim_sample
+from stdist.methods.crescendo.tiles import Keys, drawn_labels, sample_cells, sum_clusters
 from stdist.store import InputError, Store
 
 N_CELLS, N_GENES, N_TYPES = 5000, 40, 3
@@ -134,7 +134,7 @@ def test_sample_is_stratified_keyed_and_exact():
     counts = rng.poisson(1.0, (n, 3)).astype(np.uint16)
     rows = (7 * 1024, 7 * 1024 + n)
     inputs = {"counts": counts, "batch": batch, "weights": weights}
-    total = sum_clusters(rows, **inputs, n_batches=2, seed=5, keys=("b", "c", ""))
+    total = sum_clusters(rows, **inputs, n_batches=2, seed=5, keys=Keys("b", "c"))
     groups = group_clusters(total, merge_threshold=2.0, fit_cells=4000, min_cells=300)
     found = sample_cells(rows, **inputs, groups=groups, seed=5)
     sample = trim_sample(found, groups=groups)

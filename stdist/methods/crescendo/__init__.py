@@ -28,12 +28,26 @@ def crescendo(
     depth_key: str | None = None,
     genes: list[str] | None = None,
     key_added: str = "crescendo",
+    keep: list[str] | None = None,
+    keep_interactions: bool = False,
     prior_sd: float = 1.0,
     cluster_penalty: float = 0.01,
-    fit_cells: int = 20_000,
+    lam: str | float | None = None,
+    lam_rule: str | None = None,
+    penalize: str = "all",
+    fit_cells: int | None = 20_000,
+    prop: float | None = None,
     min_cells: int = 100,
     merge_threshold: float = 0.99,
+    main_effects: str = "drop",
+    marginal: str = "arithmetic",
+    source_offset: str = "observed",
+    target_offset: str | float = "observed",
+    match: str = "pit",
     cap_outliers: bool = True,
+    interval: float | None = None,
+    skip_absent: bool = False,
+    compat: str | None = None,
     rng: int = 0,
     client: Any = None,
     block_length: int | None = None,
@@ -45,7 +59,7 @@ def crescendo(
     For every gene a Poisson model with cluster, batch and cluster-in-batch effects is fitted;
     every count is then moved from the distribution of its own batch to that of the average
     batch, by the same quantile (randomised where the distribution is discrete). Depth
-    differences between cells stay.
+    differences between cells stay unless `target_offset` says otherwise.
 
     Parameters
     ----------
@@ -66,19 +80,65 @@ def crescendo(
         Genes to correct; the others are copied. A gene's result does not depend on this list.
     key_added
         Name of the new layer, of the entry in ``uns`` and of ``var["<key_added>_status"]``.
+    keep
+        Columns of ``obs``, labels or numbers, whose effect is fitted and stays in the counts
+        (disease, age); their role keeps them, never their name. Labels with kept labels are
+        still fitted to all cells, with kept numbers to a sample.
+    keep_interactions
+        Also fit and keep the effect of every kept column in each cluster.
     prior_sd
         Standard deviation of the normal prior on batch effects, natural log scale.
     cluster_penalty
         Weight ``p`` of the penalty ``p * beta**2 / 2`` on the effect of a cluster.
+    lam
+        Instead of the prior, the ridge of glmnet on standardised columns, with the total penalty
+        ``lam * n_cells * variance * effect**2 / 2``: a number, or ``"mean"`` for 0.05 times the
+        gene's mean count in the fitted cells (``"0.2*mean"`` for another factor).
+    lam_rule
+        Instead of `lam`, lambda 1 within glmnet's path of lambdas: ``"exact"`` for the optimum,
+        ``"reference"`` for what the released program reads from that path (interpolated, with
+        its early end).
+    penalize
+        With `lam`: ``"all"`` columns, or those with a ``"batch"`` only; clusters then have
+        `cluster_penalty`.
     fit_cells
-        Soft clusters only: number of cells to fit to, about.
+        Soft clusters only: number of cells to fit to, about; None for all.
+    prop
+        Soft clusters only: share of the cells to fit to, instead of `fit_cells`.
     min_cells
         Soft clusters only: least number of cells to fit to per batch and cluster.
     merge_threshold
         Soft clusters with a higher correlation over cells are merged for the fit.
+    main_effects
+        ``"drop"``: the mean effect of a batch is left out of the target; ``"fold"``: it is part
+        of the batch's effect on each cluster, over which `marginal` takes the mean.
+    marginal
+        Mean over batches: ``"arithmetic"``, of rates, weighted by the cluster's mass; or
+        ``"reference"``, mean plus half the variance of their logarithms (explodes where a
+        cluster is almost absent from a batch).
+    source_offset
+        Depth of the means that counts come from: ``"observed"`` depth of the cell, or ``"final"``,
+        that of `target_offset`.
+    target_offset
+        Depth that cells are corrected (imputed) to: ``"observed"``, the cell's own;
+        ``"median"`` of all cells; ``"batch:NAME"``, the median of a batch; a number in UMI; or a
+        column of ``obs`` with one depth per cell. No logarithm is expected.
+    match
+        ``"pit"``: exact randomised quantiles. ``"reference"``: the rule of the released program,
+        biased in sparse genes.
     cap_outliers
         Keep corrected counts within ``max(count, q + 1)``, with `q` the 0.99999 quantile of the
         target distribution.
+    interval
+        Mass, such as 0.9, of the central interval of each corrected count given the observed
+        one; its ends go to ``layers[key_added + "_lower"]`` and ``"_upper"``.
+    skip_absent
+        Leave genes unchanged that some batch has no count of; they are named in any case.
+    compat
+        ``"reference"``: all of the above as the released program has it: `lam_rule`, `marginal`,
+        `match` ``"reference"``, `source_offset` ``"final"``, `target_offset` ``"median"``, a fit
+        to all cells (``prop=0.1`` for its sample), 50 cells per batch and cluster at least.
+        Of what it sets, values that are neither its own nor the defaults are refused.
     rng
         Seed. Randomness is keyed by (seed, gene name, row), so results do not depend on blocks,
         workers, order or the genes requested.
@@ -96,30 +156,41 @@ def crescendo(
     -------
     Path or None
         Folder of the run record, for a store; None for an AnnData, which is changed in place.
-        ``layers[key_added]`` holds integers (unsigned); ``uns[key_added]`` the parameters and the
-        coefficients as an xarray Dataset; ``var[key_added + "_status"]`` what happened to a gene.
+        ``layers[key_added]`` holds integers (unsigned); ``uns[key_added]`` the parameters, the
+        coefficients (with lambda, where there is one) as an xarray Dataset and the median depth,
+        where cells are corrected to it; ``var[key_added + "_status"]`` what happened to a gene.
 
     Raises
     ------
     InputError
         If counts are negative, fractional or not finite; labels are missing; soft clusters are
-        negative or do not sum to one; keys or genes are unknown. Nothing is written.
+        negative or do not sum to one; depths to correct to are not positive; keys or genes are
+        unknown; parameters exclude each other. Nothing is written. Also if a rate without
+        batches is 10,000 times above all observed ones (with ``marginal="reference"``, where
+        this is common, such genes are left unchanged and named instead).
     PlanRefused
         If a block does not fit the workers.
 
     Warns
     -----
     StdistWarning
-        If there is one batch only (the layer is a copy), or genes, cells or batches without
-        counts, which are passed through.
+        If there is one batch only (the layer is a copy), if genes, cells or batches have no
+        counts (they are passed through), or if genes are left unchanged for another reason.
 
     Notes
     -----
     Fit: the mode under ``delta_b, gamma_kb ~ N(0, prior_sd**2)`` of Poisson counts with mean
     ``depth * exp(beta_0 + sum_k R_k beta_k + delta_b + sum_k R_k gamma_kb)`` (Millard et al.,
-    Genome Biology 2025, equation 6, its random-effect reading). Target: the arithmetic mean over
-    batches, weighted by the cluster's mass in each, of the fitted rates, without ``delta_b``.
-    Matching: exact randomised probability integral transform (equation 5).
+    Genome Biology 2025, equation 6, its random-effect reading), plus the effects of what is kept.
+    Target: the arithmetic mean over batches, weighted by the cluster's mass in each, of the
+    fitted rates, without ``delta_b``. Matching: exact randomised probability integral transform
+    (equation 5): with F the Poisson distribution function of the source mean, u uniform and
+    ``q = F(count - 1) + u (F(count) - F(count - 1))``, the corrected count is the smallest number
+    whose distribution function under the target mean reaches q.
+
+    Interval: the corrected count rises with u, so its values at ``u = (1 - interval) / 2`` and
+    ``u = (1 + interval) / 2`` leave out at most ``(1 - interval) / 2`` on either side. It holds
+    the randomness of the matching, not the error of the fit.
 
     Examples
     --------
@@ -138,12 +209,26 @@ def crescendo(
         depth_key=depth_key,
         genes=genes,
         key_added=key_added,
+        keep=keep,
+        keep_interactions=keep_interactions,
         prior_sd=prior_sd,
         cluster_penalty=cluster_penalty,
+        lam=lam,
+        lam_rule=lam_rule,
+        penalize=penalize,
         fit_cells=fit_cells,
+        prop=prop,
         min_cells=min_cells,
         merge_threshold=merge_threshold,
+        main_effects=main_effects,
+        marginal=marginal,
+        source_offset=source_offset,
+        target_offset=target_offset,
+        match=match,
         cap_outliers=cap_outliers,
+        interval=interval,
+        skip_absent=skip_absent,
+        compat=compat,
         rng=rng,
     )
     opened = open_data(data)
@@ -165,7 +250,9 @@ def _attach(adata: Any, path: Path, spec: CrescendoSpec) -> None:
     from stdist.store.lazy import open as open_lazy
 
     fresh = open_lazy(path)
-    adata.layers[spec.key_added] = fresh.layers[spec.key_added]
+    for layer in (spec.key_added, f"{spec.key_added}_lower", f"{spec.key_added}_upper"):
+        if layer == spec.key_added or spec.interval is not None:
+            adata.layers[layer] = fresh.layers[layer]
     adata.uns[spec.key_added] = fresh.uns[spec.key_added]
     status = f"{spec.key_added}_status"
     if status in fresh.var:

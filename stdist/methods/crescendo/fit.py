@@ -1,89 +1,152 @@
-"""Crescendo's fit: from sums or sampled cells to source and target coefficients of each gene."""
+"""Crescendo's fit of a panel of genes, from sampled cells or from sums of labelled cells."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from stdist.kernels.cluster_merge import drop_empty_groups, merge_groups
-from stdist.kernels.poisson_marginal import exceeding_marginals, marginal
-from stdist.kernels.poisson_ridge import (
-    Penalty,
-    RidgeFit,
-    fit,
-    fit_strata,
-)
-from stdist.store import InputError
+from stdist.kernels.lambda_path import FitSums, exact_lambda, fit_reference
+from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
+from stdist.methods.crescendo.design import columns, spread
+from stdist.methods.crescendo.marginal import absent_genes, solution
+from stdist.methods.crescendo.spec import CrescendoSpec
+from stdist.methods.crescendo.tiles import saturated
 
 Arrays = dict[str, Any]
 PANEL = 32
 """Genes of one fitting task."""
-SAFETY = 6.0
-"""Standard deviations by which the sampling threshold exceeds the wanted share."""
 
 
-def group_clusters(
-    total: Arrays, *, merge_threshold: float, fit_cells: int, min_cells: int
-) -> Arrays:
-    """Merge correlated clusters and set the sampling threshold of each (batch, cluster).
+@dataclass(frozen=True)
+class Rows:
+    """What a panel of genes is fitted to: cells, or sums of cells that share their columns.
 
-    A stratum of `n` cells keeps all of them if ``n <= min_cells``, else
-    ``max(min_cells, ceil(share * n))``, where the share brings the sample to `fit_cells`
-    (Millard et al. 2025, downsampling).
+    Attributes
+    ----------
+    counts : (n_rows, n_genes) sparse or array
+    weights : (n_rows, n_columns) array
+        Clusters first, then what is kept.
+    batch, depth : (n_rows,) array
+    mass : (n_batches, n_clusters) array
+        Mass of each cluster in each batch, over all cells.
+    saturated : callable
+        Gives the sums over cells to which deviances are measured, ``(n_genes,)``.
+    cells : (n_rows,) array or None
+        Cells of each row; one each if not given.
+    strata : tuple or None
+        Counts and depths by batch and label, where the rows are these strata and nothing else.
     """
-    n = int(total["n"])
-    sums = total["mass"].sum(axis=0)
-    labels = drop_empty_groups(merge_groups(n, sums, total["gram"], merge_threshold), sums, n)
-    n_groups = int(labels.max()) + 1
-    n_batches = len(total["mass"])
-    kept = labels >= 0
-    cells = np.zeros((n_batches, n_groups))
-    mass = np.zeros((n_batches, n_groups))
-    for cluster in np.flatnonzero(kept):
-        cells[:, labels[cluster]] += total["cells"][:, cluster]
-        mass[:, labels[cluster]] += total["mass"][:, cluster]
-    share = min(1.0, fit_cells / max(1.0, cells.sum()))
-    wanted = np.minimum(cells, np.maximum(min_cells, np.ceil(share * cells)))
-    loose = (wanted + SAFETY * np.sqrt(wanted) + SAFETY**2) / np.maximum(cells, 1)
-    threshold = np.where(wanted >= cells, 1.0, np.minimum(1.0, loose))
-    stratum = np.arange(n_batches)[:, None] * n_groups + np.maximum(labels, 0)
-    return {
-        "labels": labels,
-        "threshold": threshold[:, np.maximum(labels, 0)] * kept,
-        "stratum": stratum,
-        "wanted": wanted.ravel(),
-        "mass": mass,
-        "gene_counts": total["gene_counts"],
-        "largest_rate": total["largest_rate"],
-        "empty_cells": total["empty_cells"],
-    }
+
+    counts: Any
+    weights: np.ndarray
+    batch: np.ndarray
+    depth: np.ndarray
+    mass: np.ndarray
+    saturated: Callable[[], np.ndarray]
+    cells: np.ndarray | None = None
+    strata: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return len(self.mass)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return self.mass.shape[1]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of fitted cells."""
+        return len(self.depth) if self.cells is None else int(self.cells.sum())
+
+    def fit(self, penalty: Penalty, scale: Any = 1.0, genes: Any = slice(None)) -> RidgeFit:
+        """Fit some genes."""
+        if self.strata is not None:
+            counts, depth = self.strata
+            return fit_strata(counts[:, :, genes], depth, penalty, scale)
+        return fit(self.counts[:, genes], self.weights, self.batch, self.depth, penalty, scale)
+
+    def random_effects(self, prior_sd: float, cluster_penalty: float) -> Penalty:
+        """Penalty of the normal prior; kept columns are penalised as clusters are."""
+        n_columns = self.weights.shape[1]
+        penalty = Penalty.random_effects(n_columns, self.n_batches, prior_sd, cluster_penalty)
+        return self._keeping(penalty)
+
+    def standardized(self) -> Penalty:
+        """Penalty of glmnet at lambda 1."""
+        return self._keeping(
+            Penalty.standardized(self.weights, self.batch, self.n_batches, self.cells)
+        )
+
+    def _keeping(self, penalty: Penalty) -> Penalty:
+        if self.n_clusters == self.weights.shape[1]:
+            return penalty
+        return penalty.without_interactions(self.n_clusters)
+
+    @cached_property
+    def sums(self) -> FitSums:
+        """Sums that decide lambda and deviance."""
+        counts, depth = [], []
+        for b in range(self.n_batches):
+            own = np.flatnonzero(self.batch == b)
+            design = np.column_stack([np.ones(len(own)), self.weights[own]])
+            counts.append(np.asarray(self.counts[own].T @ design).T)
+            depth.append(self.depth[own] @ design)
+        return FitSums(self.n_cells, np.stack(counts), np.stack(depth))
 
 
-def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
-    """Keep the wanted number of cells of each stratum: those of smallest priority."""
-    order = np.lexsort((total["row"], total["priority"], total["stratum"]))
-    stratum = total["stratum"][order]
-    first = np.searchsorted(stratum, np.arange(len(groups["wanted"])))
-    rank = np.arange(len(order)) - first[stratum]
-    kept = np.sort(order[rank < groups["wanted"][stratum]])
-    offsets = np.concatenate([[0], np.cumsum(total["entries"])])
-    shape = (len(order), len(groups["largest_rate"]))
-    counts = sparse.csr_matrix((total["count"], total["gene"], offsets), shape=shape)[kept]
-    n_groups = int(groups["labels"].max()) + 1
-    weights = np.zeros((len(kept), n_groups))
-    for cluster in np.flatnonzero(groups["labels"] >= 0):
-        weights[:, groups["labels"][cluster]] += total["weights"][kept, cluster]
-    by_gene = counts.tocsc()
-    return {
-        "weights": weights,
-        "batch": total["batch"][kept],
-        "depth": total["depth"][kept],
-        "data": by_gene.data,
-        "indices": by_gene.indices.astype(np.int64),
-        "indptr": by_gene.indptr.astype(np.int64),
-    }
+def estimate(rows: Rows, spec: CrescendoSpec) -> tuple[RidgeFit, np.ndarray | None]:
+    """Fit with the penalty that the parameters ask for; also lambda per gene, where there is one.
+
+    Without `lam` and `lam_rule`, the prior on the original scale; else the standardised ridge of
+    glmnet, its lambda a number, proportional to the mean count, or the released rule.
+    """
+    if spec.lam is None and spec.lam_rule is None:
+        return rows.fit(rows.random_effects(spec.prior_sd, spec.cluster_penalty)), None
+    penalty = rows.standardized()
+    if spec.lam_rule == "reference":
+
+        def fit_at(genes: np.ndarray, lam: np.ndarray) -> RidgeFit:
+            return rows.fit(penalty, lam, genes)
+
+        return fit_reference(fit_at, rows.sums, rows.saturated(), penalty)
+    if spec.lam_rule == "exact":
+        lam = exact_lambda(rows.sums, penalty)
+        return rows.fit(penalty, lam), lam
+    lam = _given_lambda(rows, spec)
+    if spec.penalize == "all":
+        return rows.fit(penalty, lam), lam
+    return _fit_batch_penalty(rows, penalty, lam, spec.cluster_penalty), lam
+
+
+def _given_lambda(rows: Rows, spec: CrescendoSpec) -> np.ndarray:
+    n_genes = rows.counts.shape[1]
+    if spec.mean_factor is None:
+        return np.full(n_genes, float(spec.lam))  # type: ignore[arg-type]
+    mean = np.asarray(rows.counts.sum(axis=0), dtype=np.float64).ravel() / rows.n_cells
+    return np.where(mean > 0, spec.mean_factor * mean, 1.0)  # without counts nothing is fitted
+
+
+def _fit_batch_penalty(
+    rows: Rows, penalty: Penalty, lam: np.ndarray, cluster_penalty: float
+) -> RidgeFit:
+    """Scale the penalty of batches by lambda; clusters keep their weak one."""
+    weak = np.where(np.isfinite(penalty.cluster), cluster_penalty, np.inf)
+    parts = [
+        rows.fit(replace(penalty.scaled(value), cluster=weak), 1.0, np.array([gene]))
+        for gene, value in enumerate(lam)
+    ]
+    names = RidgeFit.__dataclass_fields__
+    return RidgeFit(
+        **{name: np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in names}
+    )
 
 
 def fit_panel_of_sample(
@@ -92,8 +155,7 @@ def fit_panel_of_sample(
     sample: Arrays,
     groups: Arrays,
     genes: np.ndarray,
-    prior_sd: float,
-    cluster_penalty: float,
+    spec: CrescendoSpec,
     var_names: np.ndarray,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells."""
@@ -101,19 +163,27 @@ def fit_panel_of_sample(
     shape = (len(sample["depth"]), len(groups["largest_rate"]))
     arrays = (sample["data"], sample["indices"], sample["indptr"])
     counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
-    n_batches, n_groups = groups["mass"].shape
-    penalty = Penalty.random_effects(n_groups, n_batches, prior_sd, cluster_penalty)
-    result = fit(counts, sample["weights"], sample["batch"], sample["depth"], penalty)
+    kept = sample.get("kept")
+    weights = columns(sample["weights"], kept, spec.keep_interactions)
+    rows = Rows(
+        counts,
+        weights,
+        sample["batch"],
+        sample["depth"],
+        groups["mass"],
+        saturated=lambda: saturated(counts, sample["depth"]),
+    )
+    result, lam = estimate(rows, spec)
+    absent = absent_genes(groups["gene_counts"][:, chosen], groups["mass"])
     rate = groups["largest_rate"][chosen]
-    solution = _solution(result, groups["mass"], sample["weights"], rate, var_names[chosen])
+    found = solution(result, lam, rows.mass, weights, rate, absent, var_names[chosen], spec)
     # members of a merged cluster share its coefficients; dropped clusters have none
-    labels = groups["labels"]
+    place = spread(groups["labels"], 0 if kept is None else kept.shape[1], spec.keep_interactions)
     for name in ("cluster", "interaction", "source_coefficients", "target_coefficients"):
-        axis = solution[name].ndim - 2
-        spread = np.take(solution[name], np.maximum(labels, 0), axis=axis)
-        member = (labels >= 0).reshape((-1, 1))
-        solution[name] = np.where(member, spread, 0.0)
-    return solution
+        axis = found[name].ndim - 2
+        values = np.take(found[name], np.maximum(place, 0), axis=axis)
+        found[name] = np.where((place >= 0).reshape((-1, 1)), values, 0.0)
+    return found
 
 
 def fit_panel_of_strata(
@@ -121,51 +191,46 @@ def fit_panel_of_strata(
     *,
     strata: Arrays,
     genes: np.ndarray,
-    prior_sd: float,
-    cluster_penalty: float,
+    spec: CrescendoSpec,
     var_names: np.ndarray,
+    levels: np.ndarray | None = None,
 ) -> Arrays:
-    """Fit a panel of genes to the sums of labelled cells (exactly the fit to all cells)."""
+    """Fit a panel of genes to the sums of labelled cells (exactly the fit to all cells).
+
+    With kept covariates a stratum is a batch, a label and one of their combinations, whose design
+    columns are `levels`.
+    """
     chosen = genes[item * PANEL : (item + 1) * PANEL]
-    n_batches, n_labels = strata["depth"].shape
-    penalty = Penalty.random_effects(n_labels, n_batches, prior_sd, cluster_penalty)
-    result = fit_strata(strata["counts"][:, :, chosen], strata["depth"], penalty)
-    present = np.eye(n_labels)[strata["cells"].sum(axis=0) > 0]
+    counts, depth = strata["counts"][:, :, chosen], strata["depth"]
+    n_batches, n_rows = depth.shape
+    weights = stratum_columns(n_rows, levels, spec.keep_interactions)
+    n_labels = n_rows if levels is None else n_rows // len(levels)
+    mass = strata["cells"].reshape(n_batches, n_labels, -1).sum(axis=2)
+    present = depth.ravel() > 0
+    rows = Rows(
+        counts.reshape(-1, len(chosen))[present],
+        np.tile(weights, (n_batches, 1))[present],
+        np.repeat(np.arange(n_batches), n_rows)[present],
+        depth.ravel()[present],
+        mass,
+        saturated=lambda: strata["saturated"][chosen],
+        cells=strata["fitted"].ravel()[present],
+        strata=(counts, depth) if levels is None else None,
+    )
+    result, lam = estimate(rows, spec)
+    absent = absent_genes(counts.sum(axis=1), mass)
     rate = strata["largest_rate"][chosen]
-    return _solution(result, strata["cells"], present, rate, var_names[chosen])
+    shown = weights[strata["cells"].sum(axis=0) > 0]
+    return solution(result, lam, mass, shown, rate, absent, var_names[chosen], spec)
 
 
-def _solution(
-    result: RidgeFit,
-    mass: np.ndarray,
-    weights: np.ndarray,
-    largest_rate: np.ndarray,
-    names: np.ndarray,
-) -> Arrays:
-    intercept, coefficients = marginal(result, mass)
-    counted = ~result.without_counts
-    beyond = exceeding_marginals(intercept, coefficients, weights, largest_rate)
-    beyond = beyond[counted[beyond[:, 0]] & result.converged[beyond[:, 0]]]
-    if len(beyond):
-        gene, cluster = beyond[0]
-        raise InputError(
-            "marginal-unsupported",
-            f"the batch-free rate of gene {names[gene]!r} exceeds 10,000 times its largest "
-            f"observed rate ({len(beyond)} genes)",
-            place=f"gene {names[gene]!r}, cluster {cluster}",
-            remedy="use fewer clusters or a smaller prior_sd",
-        )
-    return {
-        "converged": result.converged,
-        "intercept": result.intercept,
-        "cluster": result.cluster,
-        "batch": result.batch,
-        "interaction": result.interaction,
-        "source_intercept": result.source_intercept,
-        "source_coefficients": result.source_coefficients,
-        "target_intercept": intercept,
-        "target_coefficients": coefficients,
-    }
+def stratum_columns(n_rows: int, levels: np.ndarray | None, interactions: bool) -> np.ndarray:
+    """Design columns of every combination of a label and kept levels, labels slowest."""
+    if levels is None:
+        return np.eye(n_rows)
+    n_labels = n_rows // len(levels)
+    labels = np.repeat(np.eye(n_labels), len(levels), axis=0)
+    return columns(labels, np.tile(levels, (n_labels, 1)), interactions)
 
 
 def join_panels(parts: list[Arrays]) -> Arrays:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.methods.checks import check_codes, check_counts, check_depth, check_weights
+from stdist.store import InputError
 
 Arrays = dict[str, Any]
+
+
+class Keys(NamedTuple):
+    """Names in messages; `labelled` where soft clusters are labels in another form."""
+
+    batch: str
+    clusters: str
+    depth: str = ""
+    target: str = ""
+    kept: str = ""
+    labelled: bool = False
 
 
 def cell_depth(counts: Any) -> np.ndarray:
@@ -53,6 +65,28 @@ def _checked_depth(
     return found
 
 
+def _check_target(target: np.ndarray | None, rows: tuple[int, int], key: str) -> None:
+    if target is None:
+        return
+    wrong = np.flatnonzero(~((target > 0) & (target < np.inf)))
+    if len(wrong):
+        raise InputError(
+            "target-depth",
+            f"the depth to correct a cell to is {target[wrong[0]]}",
+            place=f"obs column {key!r}, row {rows[0] + int(wrong[0])}",
+            remedy="give positive depths in UMI; the logarithm is taken here",
+        )
+
+
+def saturated(counts: Any, depth: np.ndarray) -> np.ndarray:
+    """``sum_i y_i log(y_i / n_i)`` of each gene, ``(n_genes,)``: what deviances are measured to."""
+    entries = sparse.coo_matrix(counts)
+    stored = entries.data > 0
+    values = entries.data[stored].astype(np.float64)
+    terms = values * np.log(values / depth[entries.row[stored]])
+    return np.bincount(entries.col[stored], terms, minlength=counts.shape[1])
+
+
 def sum_strata(
     rows: tuple[int, int],
     *,
@@ -60,21 +94,26 @@ def sum_strata(
     batch: np.ndarray,
     labels: np.ndarray,
     depth: np.ndarray | None = None,
+    target: np.ndarray | None = None,
     n_batches: int,
     n_labels: int,
-    keys: tuple[str, str, str],
+    keys: Keys,
+    deviance: bool = False,
 ) -> Arrays:
     """Sums over (batch, label) strata: all that the fit of labelled cells needs."""
     check_counts(counts, rows)
-    check_codes(batch, rows, keys[0])
-    check_codes(labels, rows, keys[1])
-    depth = _checked_depth(counts, depth, rows, keys[2])
+    check_codes(batch, rows, keys.batch)
+    check_codes(labels, rows, keys.clusters)
+    depth = _checked_depth(counts, depth, rows, keys.depth)
+    _check_target(target, rows, keys.target)
     strata, shape = batch * n_labels + labels, (n_batches, n_labels)
     n_strata = n_batches * n_labels
     return {
+        **({"saturated": saturated(counts, depth)} if deviance else {}),
         "counts": sum_by(strata, n_strata, counts).reshape(*shape, -1),
         "depth": np.bincount(strata, depth, n_strata).reshape(shape),
         "cells": np.bincount(strata, minlength=n_strata).reshape(shape),
+        "fitted": np.bincount(strata, depth > 0, n_strata).reshape(shape),
         "largest_rate": largest_rate(counts, depth),
         "empty_cells": np.int64((depth <= 0).sum()),
     }
@@ -86,16 +125,23 @@ def sum_clusters(
     counts: Any,
     batch: np.ndarray,
     weights: np.ndarray,
+    kept: np.ndarray | None = None,
     depth: np.ndarray | None = None,
+    target: np.ndarray | None = None,
     n_batches: int,
     seed: int,
-    keys: tuple[str, str, str],
+    keys: Keys,
 ) -> Arrays:
     """Sums that decide merging and sampling, and the counts of each gene in each batch."""
     check_counts(counts, rows)
-    check_codes(batch, rows, keys[0])
-    check_weights(weights, rows, keys[1])
-    depth = _checked_depth(counts, depth, rows, keys[2])
+    check_codes(batch, rows, keys.batch)
+    if keys.labelled:  # one-hot labels, NaN where missing
+        check_codes(np.where(np.isnan(weights[:, 0]), -1, 0), rows, keys.clusters)
+    check_weights(weights, rows, keys.clusters)
+    depth = _checked_depth(counts, depth, rows, keys.depth)
+    _check_target(target, rows, keys.target)
+    if kept is not None:
+        check_codes(np.where(np.isnan(kept).any(axis=1), -1, 0), rows, keys.kept)
     weights = weights.astype(np.float64)
     n_clusters = weights.shape[1]
     cells = np.where(depth > 0, 1.0, 0.0)
@@ -124,7 +170,9 @@ def sample_cells(
     counts: Any,
     batch: np.ndarray,
     weights: np.ndarray,
+    kept: np.ndarray | None = None,
     depth: np.ndarray | None = None,
+    target: np.ndarray | None = None,
     groups: Arrays,
     seed: int,
 ) -> Arrays:
@@ -134,7 +182,9 @@ def sample_cells(
     label = drawn_labels(rows, weights.astype(np.float64), seed)
     chosen = np.flatnonzero((priority < groups["threshold"][batch, label]) & (depth > 0))
     picked = sparse.csr_matrix(counts[chosen])
+    covariates = {} if kept is None else {"kept": kept[chosen]}
     return {
+        **covariates,
         "row": rows[0] + chosen,
         "priority": priority[chosen],
         "stratum": groups["stratum"][batch[chosen], label[chosen]],
@@ -148,9 +198,16 @@ def sample_cells(
 
 
 def copy_counts(
-    rows: tuple[int, int], *, counts: Any, batch: np.ndarray, key: str, dtype: str
+    rows: tuple[int, int],
+    *,
+    counts: Any,
+    batch: np.ndarray,
+    key: str,
+    dtype: str,
+    outputs: tuple[str, ...],
 ) -> Arrays:
     """Counts as they are (one batch: nothing to correct)."""
     check_counts(counts, rows)
     check_codes(batch, rows, key)
-    return {"corrected": counts.astype(dtype)}
+    copied = counts.astype(dtype)
+    return dict.fromkeys(outputs, copied)
