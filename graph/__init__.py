@@ -6,7 +6,7 @@ from stdist.graph.plan import Plan, make_plan
 from stdist.graph.preflight import added_keys, check_output, refuse_unfinished
 from stdist.graph.progress import choose_progress
 from stdist.graph.record import RunRecord, run_folders, unfinished
-from stdist.graph.reduce import add, by_name, concatenate, fold
+from stdist.graph.reduce import add, add_by_group, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
 from stdist.graph.stage import Each, Loop, Map, Program, Reduce
 from stdist.graph.state import State
@@ -24,6 +24,7 @@ __all__ = [
     "RunRecord",
     "State",
     "add",
+    "add_by_group",
     "added_keys",
     "by_name",
     "check_output",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stdist.graph import Each, Map, Program, Reduce
+from stdist.graph import Each, Map, Program, Reduce, State
 from stdist.graph.stage import AnyStage
 from stdist.kernels.keyed_random import stream_key
 from stdist.methods.crescendo.depth import TargetDepth
@@ -75,16 +75,19 @@ class Bound:
 
     def fit(
         self,
+        name: str,
         kernel: Any,
         uses: tuple[str, ...],
         fixed_bytes: int,
         nanoseconds: float,
         options: dict[str, Any] | None = None,
     ) -> Each:
-        """Return the stage that fits panels of genes; `nanoseconds` are for one gene."""
-        shared = {"genes": self.genes, "spec": self.spec, "var_names": self.data.var_names}
+        """Return a stage that works on panels of genes; `nanoseconds` are for one gene."""
+        shared = {"genes": self.genes, "spec": self.spec}
+        if name == "fit":
+            shared["var_names"] = self.data.var_names
         return Each(
-            "fit",
+            name,
             kernel,
             uses=uses,
             options=shared | (options or {}),
@@ -132,7 +135,12 @@ class Bound:
         )
         return (stage,) if depth is None else (depth, stage)
 
-    def program(self, stages: tuple[AnyStage, ...], clusters: list[str]) -> Program:
+    def program(
+        self,
+        stages: tuple[AnyStage, ...],
+        clusters: list[str],
+        state: dict[str, State] | None = None,
+    ) -> Program:
         """Return the program of these stages, with results by the names of the clusters."""
         results = partial(
             correction_results,
@@ -143,9 +151,11 @@ class Bound:
             clusters=clusters,
             kept=[name for kept in self.kept for name in kept.names],
         )
-        return self.program_with(stages, results)
+        return self.program_with(stages, results, state)
 
-    def program_with(self, stages: tuple[AnyStage, ...], results: Any) -> Program:
+    def program_with(
+        self, stages: tuple[AnyStage, ...], results: Any, state: dict[str, State] | None = None
+    ) -> Program:
         """Return the program of these stages and results."""
         return Program(
             "crescendo",
@@ -154,6 +164,7 @@ class Bound:
             self.data.path,
             results=results,
             result_keys=result_keys(self.spec),
+            state=state or {},
         )
 
 

@@ -149,6 +149,21 @@ def _fit_batch_penalty(
     )
 
 
+def rows_of_sample(sample: Arrays, groups: Arrays, chosen: np.ndarray, spec: CrescendoSpec) -> Rows:
+    """Sampled cells with the counts of some genes."""
+    shape = (len(sample["depth"]), len(groups["largest_rate"]))
+    arrays = (sample["data"], sample["indices"], sample["indptr"])
+    counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
+    return Rows(
+        counts,
+        columns(sample["weights"], sample.get("kept"), spec.keep_interactions),
+        sample["batch"],
+        sample["depth"],
+        groups["mass"],
+        saturated=lambda: saturated(counts, sample["depth"]),
+    )
+
+
 def fit_panel_of_sample(
     item: int,
     *,
@@ -160,25 +175,29 @@ def fit_panel_of_sample(
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells."""
     chosen = genes[item * PANEL : (item + 1) * PANEL]
-    shape = (len(sample["depth"]), len(groups["largest_rate"]))
-    arrays = (sample["data"], sample["indices"], sample["indptr"])
-    counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
-    kept = sample.get("kept")
-    weights = columns(sample["weights"], kept, spec.keep_interactions)
-    rows = Rows(
-        counts,
-        weights,
-        sample["batch"],
-        sample["depth"],
-        groups["mass"],
-        saturated=lambda: saturated(counts, sample["depth"]),
-    )
+    rows = rows_of_sample(sample, groups, chosen, spec)
     result, lam = estimate(rows, spec)
+    return finished(result, lam, rows, groups, chosen, var_names, spec)
+
+
+def finished(
+    result: RidgeFit,
+    lam: np.ndarray | None,
+    rows: Rows,
+    groups: Arrays,
+    chosen: np.ndarray,
+    var_names: np.ndarray,
+    spec: CrescendoSpec,
+) -> Arrays:
+    """Everything that matching needs, for the clusters as they were given."""
     absent = absent_genes(groups["gene_counts"][:, chosen], groups["mass"])
     rate = groups["largest_rate"][chosen]
-    found = solution(result, lam, rows.mass, weights, rate, absent, var_names[chosen], spec)
+    found = solution(result, lam, rows.mass, rows.weights, rate, absent, var_names[chosen], spec)
     # members of a merged cluster share its coefficients; dropped clusters have none
-    place = spread(groups["labels"], 0 if kept is None else kept.shape[1], spec.keep_interactions)
+    n_kept = rows.weights.shape[1] - rows.n_clusters
+    if spec.keep_interactions:
+        n_kept //= 1 + rows.n_clusters
+    place = spread(groups["labels"], n_kept, spec.keep_interactions)
     for name in ("cluster", "interaction", "source_coefficients", "target_coefficients"):
         axis = found[name].ndim - 2
         values = np.take(found[name], np.maximum(place, 0), axis=axis)

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from stdist.graph import Map, Program, Reduce, by_name, concatenate
+from stdist.graph import Map, Program, Reduce, State, by_name, concatenate
 from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import CombinedCodes, KeptColumns, OneHot, level_columns
 from stdist.methods.crescendo.fit import (
@@ -15,6 +15,7 @@ from stdist.methods.crescendo.fit import (
     fit_panel_of_strata,
     stratum_columns,
 )
+from stdist.methods.crescendo.passes import SAMPLE_CELLS, fit_to_all_cells
 from stdist.methods.crescendo.results import StdistWarning, copy_results
 from stdist.methods.crescendo.sample import group_clusters, trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
@@ -94,7 +95,7 @@ def _labelled(bound: Bound, labels: Labels) -> Program:
         nanoseconds=n_genes * 4.0,
         partial_bytes=2 * size,
     )
-    fit = bound.fit(fit_panel_of_strata, ("strata",), 2 * size, 0.6e6, {"levels": levels})
+    fit = bound.fit("fit", fit_panel_of_strata, ("strata",), 2 * size, 0.6e6, {"levels": levels})
     match = bound.match(reads, n_strata, {"stratum_columns": columns})
     return bound.program((sums, fit, *match), labels.names)
 
@@ -112,9 +113,12 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
     n_strata = bound.n_batches * n_clusters
     density = getattr(bound.counts, "attributes", {}).get("density", 0.5)
     wanted = int(spec.share * n_obs) if spec.share is not None else spec.fit_cells
+    if spec.all_cells:
+        wanted = min(n_obs, SAMPLE_CELLS)
     assert wanted is not None
     cells = min(n_obs, 2 * wanted + spec.min_cells * n_strata)
     sampled = int(cells * ((n_clusters + n_kept + 4) * FLOAT + density * n_genes * 12))
+    passes = spec.all_cells and n_obs > SAMPLE_CELLS
     groups = Reduce(
         "groups",
         sum_clusters,
@@ -128,9 +132,9 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
         finalize=partial(
             group_clusters,
             merge_threshold=spec.merge_threshold,
-            fit_cells=spec.fit_cells,
+            fit_cells=SAMPLE_CELLS if passes else spec.fit_cells,
             min_cells=spec.min_cells,
-            share=spec.share,
+            share=None if passes else spec.share,
         ),
         workspace=bound.tile_bytes(n_clusters),
         nanoseconds=n_genes * 4.0 + n_clusters * 30.0,
@@ -148,14 +152,15 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
         nanoseconds=n_clusters * 30.0,
         partial_bytes=2 * sampled,
     )
-    fit = bound.fit(
-        fit_panel_of_sample,
-        ("sample", "groups"),
-        sampled + 3 * cells * n_columns * FLOAT,
-        min(cells, wanted) * max(1.0, n_columns**2 / 900) * 1000.0,
-    )
-    stages = (groups, sample, fit, *bound.match(reads, n_columns))
-    return bound.program(stages, names or [str(k) for k in range(n_clusters)])
+    size = sampled + 3 * cells * n_columns * FLOAT
+    nanoseconds = min(cells, wanted) * max(1.0, n_columns**2 / 900) * 1000.0
+    match = bound.match(reads, n_columns)
+    clusters = names or [str(k) for k in range(n_clusters)]
+    if passes:
+        stages = fit_to_all_cells(bound, groups, sample, n_columns, size, nanoseconds)
+        return bound.program((*stages, *match), clusters, {"cell_depth": State((1,), "float64")})
+    fit = bound.fit("fit", fit_panel_of_sample, ("sample", "groups"), size, nanoseconds)
+    return bound.program((groups, sample, fit, *match), clusters)
 
 
 def _check_soft(weights: Source, key: str, n_obs: int) -> None:

@@ -58,6 +58,14 @@ def group_clusters(
     }
 
 
+def merged_weights(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights of the merged clusters, ``(n_cells, n_groups)``; dropped clusters have none."""
+    merged = np.zeros((len(weights), int(labels.max()) + 1))
+    for cluster in np.flatnonzero(labels >= 0):
+        merged[:, labels[cluster]] += weights[:, cluster]
+    return merged
+
+
 def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
     """Keep the wanted number of cells of each stratum: those of smallest priority."""
     order = np.lexsort((total["row"], total["priority"], total["stratum"]))
@@ -68,15 +76,11 @@ def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
     offsets = np.concatenate([[0], np.cumsum(total["entries"])])
     shape = (len(order), len(groups["largest_rate"]))
     counts = sparse.csr_matrix((total["count"], total["gene"], offsets), shape=shape)[kept]
-    n_groups = int(groups["labels"].max()) + 1
-    weights = np.zeros((len(kept), n_groups))
-    for cluster in np.flatnonzero(groups["labels"] >= 0):
-        weights[:, groups["labels"][cluster]] += total["weights"][kept, cluster]
     by_gene = counts.tocsc()
     covariates = {"kept": total["kept"][kept]} if "kept" in total else {}
     return {
         **covariates,
-        "weights": weights,
+        "weights": merged_weights(total["weights"][kept], groups["labels"]),
         "batch": total["batch"][kept],
         "depth": total["depth"][kept],
         "data": by_gene.data,

@@ -207,6 +207,11 @@ class CrescendoSpec:
         """Share of the cells to fit to; None where their number is given."""
         return self.prop if self.prop is not None else 1.0 if self.fit_cells is None else None
 
+    @property
+    def all_cells(self) -> bool:
+        """Whether the normal prior is fitted to all cells, in passes (a ridge gathers them)."""
+        return self.share == 1.0 and self.lam is None and self.lam_rule is None
+
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able values."""
         lists = {
