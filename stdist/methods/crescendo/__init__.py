@@ -44,6 +44,7 @@ def crescendo(
     source_offset: str = "observed",
     target_offset: str | float = "observed",
     match: str = "pit",
+    margin: str = "poisson",
     cap_outliers: bool = True,
     interval: float | None = None,
     skip_absent: bool = False,
@@ -126,6 +127,10 @@ def crescendo(
     match
         ``"pit"``: exact randomised quantiles. ``"reference"``: the rule of the released program,
         biased in sparse genes.
+    margin
+        Distribution of counts given their mean. ``"negative_binomial"``: for genes that are
+        overdispersed around the fit (score test), with the dispersion found there, in
+        ``uns[key_added]["coefficients"]["dispersion"]``; the others stay ``"poisson"``.
     cap_outliers
         Keep corrected counts within ``max(count, q + 1)``, with `q` the 0.99999 quantile of the
         target distribution.
@@ -225,6 +230,7 @@ def crescendo(
         source_offset=source_offset,
         target_offset=target_offset,
         match=match,
+        margin=margin,
         cap_outliers=cap_outliers,
         interval=interval,
         skip_absent=skip_absent,

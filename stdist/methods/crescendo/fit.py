@@ -13,6 +13,7 @@ from scipy import sparse
 from stdist.kernels.lambda_path import FitSums, exact_lambda, fit_reference
 from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
 from stdist.methods.crescendo.design import columns, spread
+from stdist.methods.crescendo.margin import dispersion_of_cells, dispersion_of_strata
 from stdist.methods.crescendo.marginal import absent_genes, solution
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import saturated
@@ -197,6 +198,8 @@ def finished(
     n_kept = rows.weights.shape[1] - rows.n_clusters
     if spec.keep_interactions:
         n_kept //= 1 + rows.n_clusters
+    if spec.margin == "negative_binomial":
+        found["dispersion"] = dispersion_of_cells(rows, result)
     place = spread(groups["labels"], n_kept, spec.keep_interactions)
     for name in ("cluster", "interaction", "source_coefficients", "target_coefficients"):
         axis = found[name].ndim - 2
@@ -240,7 +243,10 @@ def fit_panel_of_strata(
     absent = absent_genes(counts.sum(axis=1), mass)
     rate = strata["largest_rate"][chosen]
     shown = weights[strata["cells"].sum(axis=0) > 0]
-    return solution(result, lam, mass, shown, rate, absent, var_names[chosen], spec)
+    found = solution(result, lam, mass, shown, rate, absent, var_names[chosen], spec)
+    if spec.margin == "negative_binomial":
+        found["dispersion"] = dispersion_of_strata(strata, chosen, weights, result)
+    return found
 
 
 def stratum_columns(n_rows: int, levels: np.ndarray | None, interactions: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from stdist.graph.blocks import tiles
+from stdist.kernels.negative_binomial import match_tile
 from stdist.kernels.poisson_interval import match_interval
 from stdist.kernels.poisson_match import match_labels, match_soft, rates
 from stdist.kernels.poisson_match_reference import match_reference
@@ -17,6 +18,8 @@ from stdist.methods.crescendo.design import columns
 from stdist.methods.crescendo.tiles import cell_depth
 
 Arrays = dict[str, Any]
+MEANS = ("_intercept", "_coefficients")
+"""Ends of the names of what means follow from."""
 
 
 class Rule(NamedTuple):
@@ -110,6 +113,7 @@ def _match_tile(
         means = _means(cells, fit, rate)
         return {"corrected": match_reference(counts, *means, keys, cells.first)}
     depths: Arrays = {"target_depth": cells.target_depth, "cap": rule.cap}
+    scattered = np.flatnonzero(fit["dispersion"] > 0) if "dispersion" in fit else []
     if rate is not None:
         corrected = match_labels(
             counts, cells.labels, cells.batch, cells.source_depth, *rate, keys, cells.first,
@@ -129,11 +133,39 @@ def _match_tile(
             cells.first,
             **depths,
         )
+    if len(scattered):
+        _match_scattered(corrected, scattered, counts, cells, fit, rate, keys, rule.cap)
     if rule.interval is None:
         return {"corrected": corrected}
     means = _means(cells, fit, rate)
     lower, upper = match_interval(counts, *means, rule.interval, cells.first, cap=rule.cap)
     return {"corrected": corrected, "lower": lower, "upper": upper}
+
+
+def _match_scattered(
+    corrected: np.ndarray,
+    genes: np.ndarray,
+    counts: np.ndarray,
+    cells: Cells,
+    fit: Arrays,
+    rate: tuple[np.ndarray, np.ndarray] | None,
+    keys: np.ndarray,
+    cap: bool,
+) -> None:
+    """Match overdispersed genes between negative binomial distributions, in place."""
+    of_genes = {name: fit[name][..., genes] for name in fit if name.endswith(MEANS)}
+    if rate is not None:
+        rate = rate[0][..., genes], rate[1][..., genes]
+    source, target = _means(cells, of_genes, rate)
+    wide = counts[:, genes].astype(np.int64)
+    found = match_tile(
+        wide, source, target, fit["dispersion"][genes], keys[genes], cells.first, cap
+    )
+    largest = int(found.max(initial=0))
+    if largest > np.iinfo(corrected.dtype).max:
+        message = f"a matched count, {largest}, exceeds {corrected.dtype}"
+        raise OverflowError(message)
+    corrected[:, genes] = found
 
 
 def _means(

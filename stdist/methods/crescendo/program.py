@@ -89,11 +89,12 @@ def _labelled(bound: Bound, labels: Labels) -> Program:
             "n_labels": n_strata,
             "keys": keys,
             "deviance": spec.lam_rule == "reference",
+            "dispersion": spec.margin == "negative_binomial",
         },
         combine=by_name(largest_rate=np.maximum),
         workspace=bound.tile_bytes(1),
         nanoseconds=n_genes * 4.0,
-        partial_bytes=2 * size,
+        partial_bytes=(2 if spec.margin == "poisson" else 4) * size,
     )
     fit = bound.fit("fit", fit_panel_of_strata, ("strata",), 2 * size, 0.6e6, {"levels": levels})
     match = bound.match(reads, n_strata, {"stratum_columns": columns})

@@ -137,8 +137,9 @@ def _coefficients(
         "batch": np.asarray(batches, dtype=str),
         "cluster": np.asarray(clusters, dtype=str),
     }
-    if "lam" in fit:
-        variables["lam"] = ("gene", fit["lam"])
+    for name in ("lam", "dispersion"):
+        if name in fit:
+            variables[name] = ("gene", fit[name])
     if kept:
         coordinates["kept"] = np.asarray(kept, dtype=str)
         variables["kept_effect"] = (("kept", "gene"), fit["cluster"][n:last])

@@ -20,6 +20,7 @@ RELEASED = {
     "marginal": "reference",
     "main_effects": "drop",
     "match": "reference",
+    "margin": "poisson",
     "source_offset": "final",
     "target_offset": "median",
     "fit_cells": None,
@@ -66,6 +67,7 @@ class CrescendoSpec:
     source_offset: str = "observed"
     target_offset: str | float = "observed"
     match: str = "pit"
+    margin: str = "poisson"
     cap_outliers: bool = True
     interval: float | None = None
     skip_absent: bool = False
@@ -98,6 +100,7 @@ class CrescendoSpec:
             ("marginal", ("arithmetic", "reference")),
             ("source_offset", ("observed", "final")),
             ("match", ("pit", "reference")),
+            ("margin", ("poisson", "negative_binomial")),
             ("compat", (None, "reference")),
         ):
             if getattr(self, name) not in choices:
@@ -185,9 +188,14 @@ class CrescendoSpec:
                 "keep other columns: clusters are kept in any case, batches removed",
             ),
             (
-                self.interval is not None and self.match != "pit",
-                "an interval is defined for match='pit'",
-                "leave out interval or match",
+                self.interval is not None and (self.match, self.margin) != ("pit", "poisson"),
+                "an interval is defined for match='pit' between Poisson distributions",
+                "leave out interval, or match and margin",
+            ),
+            (
+                self.margin != "poisson" and self.match != "pit",
+                "the released rule matches Poisson distributions",
+                "leave out margin or match",
             ),
         ):
             if found:

@@ -99,6 +99,7 @@ def sum_strata(
     n_labels: int,
     keys: Keys,
     deviance: bool = False,
+    dispersion: bool = False,
 ) -> Arrays:
     """Sums over (batch, label) strata: all that the fit of labelled cells needs."""
     check_counts(counts, rows)
@@ -108,8 +109,19 @@ def sum_strata(
     _check_target(target, rows, keys.target)
     strata, shape = batch * n_labels + labels, (n_batches, n_labels)
     n_strata = n_batches * n_labels
+    more = {"saturated": saturated(counts, depth)} if deviance else {}
+    if dispersion:
+        squares = counts.astype(np.float64)
+        squares = squares.multiply(squares).tocsr() if sparse.issparse(counts) else squares**2
+        weighted = one_hot(strata, n_strata).multiply(depth).tocsr() @ counts
+        weighted = weighted.toarray() if sparse.issparse(weighted) else weighted
+        more |= {
+            "squares": sum_by(strata, n_strata, squares).reshape(*shape, -1),
+            "depth_counts": weighted.reshape(*shape, -1),
+            "depth_squares": np.bincount(strata, depth**2, n_strata).reshape(shape),
+        }
     return {
-        **({"saturated": saturated(counts, depth)} if deviance else {}),
+        **more,
         "counts": sum_by(strata, n_strata, counts).reshape(*shape, -1),
         "depth": np.bincount(strata, depth, n_strata).reshape(shape),
         "cells": np.bincount(strata, minlength=n_strata).reshape(shape),
