@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from stdist.graph.blocks import Blocks
+from stdist.graph.device import CPU
 from stdist.graph.executors import Graph
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
@@ -22,7 +23,7 @@ from stdist.graph.task import (
 
 @dataclass(frozen=True)
 class Binding:
-    """What a stage's tasks need beside the stage: keys, values, state, sink, record folder."""
+    """What a stage's tasks need beside the stage: keys, values, state, sink, record, device."""
 
     prefix: str
     values: Values
@@ -30,6 +31,7 @@ class Binding:
     sink: Sink | None = None
     done: str | None = None
     fingerprint: str = ""
+    device: str = CPU
 
 
 def compile_stage(
@@ -49,7 +51,7 @@ def compile_stage(
     if isinstance(stage, Each):
         for item in range(stage.n_items):
             if item not in finished:
-                graph[key("item", item)] = (run_item, stage, item, values)
+                graph[key("item", item)] = (run_item, stage, item, values, binding.device)
         return graph, list(graph)
     if isinstance(stage, Map):
         for index in range(len(blocks)):
@@ -65,6 +67,7 @@ def compile_stage(
                     binding.sink,
                     done,
                     binding.fingerprint,
+                    binding.device,
                 )
         return graph, list(graph)
 
@@ -73,7 +76,9 @@ def compile_stage(
     def leaf(index: int) -> Hashable:
         name = key("block", index)
         bounds = blocks.bounds(index)
-        graph[name] = (run_reduce_block, stage, index, bounds, values, binding.state)
+        graph[name] = (
+            run_reduce_block, stage, index, bounds, values, binding.state, binding.device,
+        )  # fmt: skip
         leaves.append(name)
         return name
 

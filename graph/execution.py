@@ -14,6 +14,7 @@ import numpy as np
 from stdist.graph.assemble import create_csr, part_sizes, run_assemble_shard, write_offsets
 from stdist.graph.blocks import Blocks
 from stdist.graph.compile import Binding, compile_stage
+from stdist.graph.device import CPU
 from stdist.graph.executors import Executor, Graph, is_fatal
 from stdist.graph.progress import Progress
 from stdist.graph.record import RunRecord
@@ -49,6 +50,7 @@ class Execution:
         self.prefix = "memory"
         self.fingerprint = ""
         self.block_length = 2**16
+        self.device = CPU
 
     def run(self) -> Path:
         """Compute what is not done, switch the results in, and return the run's folder."""
@@ -57,6 +59,7 @@ class Execution:
         assert staging is not None
         facts = record.read_json("run.json")
         self.block_length, self.fingerprint = facts["block_length"], facts["fingerprint"]
+        self.device = facts["device"]
         started, computing = time.time(), True
         try:
             self.prefix = f"{facts['run']}.{record.attempts()}"
@@ -151,7 +154,7 @@ class Execution:
 
     def _reduce(self, stage: Reduce) -> dict[str, Any]:
         blocks = Blocks(stage.n_rows, self.block_length)
-        binding = Binding(self.prefix, self.values, self._recollection(stage))
+        binding = Binding(self.prefix, self.values, self._recollection(stage), device=self.device)
         graph, watched = compile_stage(stage, blocks, binding)
         total: dict[str, Any] = {}
 
@@ -181,7 +184,7 @@ class Execution:
                 if kept is not None:
                     results[item] = kept.load()
         blocks = Blocks(1, self.block_length)
-        binding = Binding(self.prefix, self.values)
+        binding = Binding(self.prefix, self.values, device=self.device)
         graph, watched = compile_stage(stage, blocks, binding, results)
 
         def on_done(key: Hashable, fetch: Callable[[], Any]) -> None:
@@ -239,7 +242,9 @@ class Execution:
         blocks = Blocks(stage.n_rows, self.block_length)
         if self.record is None:
             sink = MemorySink(stage.n_rows)
-            binding = Binding("memory", self.values, self._recollection(stage), sink)
+            binding = Binding(
+                "memory", self.values, self._recollection(stage), sink, device=self.device
+            )
             graph, watched = compile_stage(stage, blocks, binding)
             self._run(stage.name, graph, watched, lambda *_: None, len(blocks), 0)
             finished = sink.finished(stage.writes)
@@ -258,6 +263,7 @@ class Execution:
             StoreSink(root, parts),
             str(self.record.done_folder(stage.name)),
             self.fingerprint,
+            self.device,
         )
         done = self.record.finished(stage.name, Path(root))
         for output in stage.writes.values():

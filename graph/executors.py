@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from stdist.graph.device import CPU, SETTING, chosen_device
 from stdist.store import PlanRefused, StdistError
 
 Graph = Mapping[Hashable, tuple]
@@ -25,12 +26,16 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker offers: memory in bytes (None: unlimited), threads, memory already in use."""
+    """What one worker offers.
+
+    Memory in bytes (None: unlimited), threads, memory already in use, and its device.
+    """
 
     n_workers: int
     memory: int | None
     threads: int
     reserved: int
+    device: str = CPU
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,9 @@ class InProcess:
 
     def resources(self) -> Resources:
         """Return this process's share of the machine: three quarters of the free memory."""
-        process = psutil.Process()
-        free = psutil.virtual_memory().available
-        return Resources(
-            1, int(0.75 * free) + process.memory_info().rss, 1, process.memory_info().rss
-        )
+        used, device, device_memory = _offer()
+        limits = [int(0.75 * psutil.virtual_memory().available) + used, device_memory]
+        return Resources(1, _smallest(limits), 1, used, device)
 
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
@@ -136,7 +139,10 @@ class Cluster:
         Raises
         ------
         PlanRefused
-            If the cluster has no worker within its ``stdist.wait-for-workers`` seconds.
+            If the cluster has no worker within its ``stdist.wait-for-workers`` seconds, or its
+            workers differ in their device.
+        InputError
+            If a worker lacks the device that it is configured for.
         """
         import dask
         from dask.utils import parse_timedelta
@@ -152,13 +158,30 @@ class Cluster:
                 remedy="start workers, or raise stdist.wait-for-workers in Dask's configuration",
             ) from None
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
-        used = self.client.run(_resident_bytes, on_error="ignore")
+        offers = []
+        for offer in self.client.run(_offer, on_error="return").values():
+            if isinstance(offer, OSError):
+                continue  # this worker is leaving
+            if isinstance(offer, Exception):
+                raise offer
+            offers.append(offer)
+        devices = sorted({device for _, device, _ in offers}) or [CPU]
+        if len(devices) > 1:
+            raise PlanRefused(
+                "devices-differ",
+                f"workers are configured for different devices: {', '.join(devices)}",
+                place=str(self.client.scheduler_info()["address"]),
+                remedy=f"give all workers the same {SETTING}",
+            )
         return Resources(
             len(workers),
-            min(limits, default=None),
+            _smallest(
+                [worker["memory_limit"] or None for worker in workers]
+                + [device_memory for _, _, device_memory in offers]
+            ),
             max(worker["nthreads"] for worker in workers),
-            max(used.values(), default=0),
+            max((used for used, _, _ in offers), default=0),
+            devices[0],
         )
 
     def run(
@@ -233,8 +256,13 @@ def _running_keys(dask_worker: Any) -> set[str]:
     return set(dask_worker.active_threads.values())
 
 
-def _resident_bytes() -> int:
-    return psutil.Process().memory_info().rss
+def _offer() -> tuple[int, str, int | None]:
+    """Bytes that this process uses, its device and the device's memory."""
+    return psutil.Process().memory_info().rss, *chosen_device()
+
+
+def _smallest(limits: list[int | None]) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _text(key: Hashable) -> str:

@@ -33,14 +33,15 @@ VERSIONED = ("stdist", "numpy", "scipy", "numba", "zarr", "numcodecs")
 Build = Callable[[str, Mapping[str, Any]], Program]
 
 
-def fingerprint(program: Program) -> str:
-    """Hash of what decides the bits of the result: method, parameters, inputs, versions."""
+def fingerprint(program: Program, device: str) -> str:
+    """Hash of what decides the bits of the result: method, parameters, inputs, versions, device."""
     parts = {
         "program": program.name,
         # a store may move; what it holds is among the inputs
         "parameters": {k: v for k, v in program.parameters.items() if k != "data"},
         "inputs": [source.fingerprint() for source in program.sources()],
         "versions": {name: version(name) for name in VERSIONED},
+        "device": device,
     }
     text = json.dumps(parts, sort_keys=True, default=plain)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -69,7 +70,9 @@ def start(
     assert program.target is not None
     target = program.target
     check_output(program, overwrite)
-    plan = make_plan(program, executor.resources(), block_length)
+    resources = executor.resources()
+    device = program.device(resources.device)
+    plan = make_plan(program, resources, block_length)
     check_space(program, target)
     run = f"{program.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
     staging = Staging(target, run, new=program.creates)
@@ -87,7 +90,8 @@ def start(
                 "target": target,
                 "creates": program.creates,
                 "overwrite": overwrite,
-                "fingerprint": fingerprint(program),
+                "fingerprint": fingerprint(program, device),
+                "device": device,
                 "versions": {name: version(name) for name in VERSIONED},
                 "block_length": plan.block_length,
                 "created": time.time(),
@@ -105,7 +109,7 @@ def resume(
     Raises
     ------
     InputError
-        If there is nothing to resume, or inputs or versions changed since the run began.
+        If there is nothing to resume, or inputs, device or versions changed since the run began.
     """
     target = Path(target)
     waiting = unfinished(target)
@@ -124,15 +128,26 @@ def resume(
         parameters["data"] = str(target.absolute())  # the store may have moved since
     program = build(facts["program"], parameters)
     with StoreLock(lock_path(target, creates=program.creates), facts["run"]):
-        if not record.read_json("commit.json") and fingerprint(program) != facts["fingerprint"]:
-            raise InputError(
-                "run-changed",
-                "inputs, parameters or library versions are not those the run began with",
-                place=str(record.folder),
-                remedy="restore them, or drop the run with `stdist resume --discard` and "
-                "start again",
-            )
+        if not record.read_json("commit.json"):
+            _check_unchanged(program, executor, facts, record.folder)
         return Execution(program, executor, staging, record, progress).run()
+
+
+def _check_unchanged(
+    program: Program, executor: Executor, facts: Mapping[str, Any], folder: Path
+) -> None:
+    device = program.device(executor.resources().device)
+    if fingerprint(program, device) == facts["fingerprint"]:
+        return
+    changed = "inputs, parameters or library versions are"
+    if device != facts["device"]:
+        changed = f"the device ({device}) is"
+    raise InputError(
+        "run-changed",
+        f"{changed} not what the run began with",
+        place=str(folder),
+        remedy="restore it, or drop the run with `stdist resume --discard` and start again",
+    )
 
 
 def discard(target: Path | str) -> list[str]:
@@ -176,7 +191,8 @@ def run_in_memory(
         message = f"program {program.name!r} writes rows: run it on a store, or in process"
         raise ValueError(message)
     check_keys(program)
-    block_length = make_plan(program, executor.resources(), block_length).block_length
+    resources = executor.resources()
     execution = Execution(program, executor, None, None, progress)
-    execution.block_length = block_length
+    execution.block_length = make_plan(program, resources, block_length).block_length
+    execution.device = program.device(resources.device)
     return execution.compute_in_memory()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stdist.graph.device import CPU
 from stdist.graph.reduce import add
 from stdist.graph.state import State
 from stdist.store import TILE_ROWS, Output, Source
@@ -52,6 +53,9 @@ class Stage:
         Guess of the kernel's time per row, for the plan.
     recalls
         Names of the program's states whose rows the kernel takes as arguments.
+    on_device
+        True if the kernel also takes CuPy arrays, all rows dense, and then returns such: on a
+        cluster of GPUs it runs there.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Stage:
     workspace: Callable[[int], int] = no_workspace
     nanoseconds: float = 0.0
     recalls: tuple[str, ...] = ()
+    on_device: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -192,6 +197,10 @@ class Program:
         for stage in self.stages:
             flat += list(stage.body) if isinstance(stage, Loop) else [stage]
         return flat
+
+    def device(self, offered: str) -> str:
+        """Device of a run where workers offer one: the host's if no stage can use another."""
+        return offered if any(stage.on_device for stage in self.block_stages()) else CPU
 
     def outputs(self) -> list[Output]:
         """Every array that the program writes."""

@@ -22,6 +22,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from stdist.graph.blocks import tiles
+from stdist.graph.device import HOST, Memory, memory_of
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
 from stdist.graph.stage import Arrays, Each, Map, Reduce
@@ -52,13 +53,13 @@ class ValueReference:
     path: str
     digest: str
 
-    def load(self) -> Arrays:
+    def load(self, memory: Memory = HOST) -> Arrays:
         """Return the arrays."""
-        return _load_value(self.path, self.digest)
+        return _load_value(self.path, self.digest, memory)
 
 
 @functools.lru_cache(maxsize=8)
-def _load_value(path: str, digest: str) -> Arrays:
+def _load_value(path: str, digest: str, memory: Memory) -> Arrays:
     data = Path(path).read_bytes()
     if digest_bytes(data) != digest:
         raise RunStopped(
@@ -68,16 +69,24 @@ def _load_value(path: str, digest: str) -> Arrays:
             remedy="delete the file and `stdist resume`: the stage is computed again",
         )
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return memory.take({name: arrays[name] for name in arrays.files})
 
 
 Values = Mapping[str, ValueReference | Arrays]
 
 
-def load_values(values: Values, names: tuple[str, ...]) -> dict[str, Arrays]:
+def load_values(values: Values, names: tuple[str, ...], memory: Memory = HOST) -> dict[str, Arrays]:
     """Resolve the named values."""
     found = {name: values[name] for name in names}
-    return {n: v.load() if isinstance(v, ValueReference) else v for n, v in found.items()}
+    return {
+        n: v.load(memory) if isinstance(v, ValueReference) else memory.take(v)
+        for n, v in found.items()
+    }
+
+
+def _constants(stage: Map | Reduce | Each, values: Values, memory: Memory) -> dict[str, Any]:
+    """Arguments of the kernel that all calls of a task share."""
+    return load_values(values, stage.uses, memory) | memory.take(stage.options)
 
 
 @contextmanager
@@ -157,16 +166,19 @@ def run_map_block(
     sink: Sink,
     done: str | None,
     fingerprint: str,
+    device: str,
 ) -> TaskRecord:
     """Compute and write one block; `done` is the file that records it."""
     start, stop = bounds
+    memory = memory_of(device, on_device=stage.on_device)
+    csr = {name for name, output in stage.writes.items() if output.kind == "csr"}
     where = f"block {index} (rows {start}:{stop})"
     with measured(stage.name, index, where) as facts:
-        inputs = _read(stage, index, bounds, state, facts)
-        loaded = load_values(values, stage.uses)
+        inputs = memory.take(_read(stage, index, bounds, state, facts))
+        constants = _constants(stage, values, memory)
         calls = [bounds] if stage.whole_blocks else list(tiles(start, stop))
         results = [
-            stage.kernel(rows, **_slice(inputs, start, *rows), **loaded, **stage.options)
+            memory.give(stage.kernel(rows, **_slice(inputs, start, *rows), **constants), csr)
             for rows in calls
         ]
         del inputs
@@ -215,27 +227,28 @@ def run_reduce_block(
     index: int,
     bounds: tuple[int, int],
     values: Values,
-    state: Recollection | None = None,
+    state: Recollection | None,
+    device: str,
 ) -> Partial:
     """Compute the partial statistic of one block: a whole subtree of the tree over tiles.
 
     New rows of the states that the stage updates are written before the statistic is returned.
     """
     start, stop = bounds
+    memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
-        inputs = _read(stage, index, bounds, state, facts)
-        loaded = load_values(values, stage.uses)
+        inputs = memory.take(_read(stage, index, bounds, state, facts))
+        constants = _constants(stage, values, memory)
         updated: dict[str, list[np.ndarray]] = {name: [] for name in stage.updates}
 
         def partials() -> Iterator[dict[str, Any]]:
             for rows in tiles(start, stop):
-                tile = _slice(inputs, start, *rows)
-                statistic = stage.kernel(rows, **tile, **loaded, **stage.options)
+                statistic = stage.kernel(rows, **_slice(inputs, start, *rows), **constants)
                 for name, tiles_so_far in updated.items():
-                    tiles_so_far.append(statistic.pop(name))
+                    tiles_so_far.append(memory.give({name: statistic.pop(name)})[name])
                 yield statistic
 
-        total = fold(partials(), stage.combine)
+        total = memory.give(fold(partials(), stage.combine))
         if state is not None and updated:
             state.write(index, updated)
             facts["bytes_written"] = sum(t.nbytes for parts in updated.values() for t in parts)
@@ -247,8 +260,9 @@ def run_combine(stage: Reduce, left: Partial, right: Partial) -> Partial:
     return stage.combine(left[0], right[0]), left[1] + right[1]
 
 
-def run_item(stage: Each, item: int, values: Values) -> Partial:
+def run_item(stage: Each, item: int, values: Values, device: str) -> Partial:
     """Compute one item."""
+    memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, item, f"item {item}") as facts:
-        result = stage.kernel(item, **load_values(values, stage.uses), **stage.options)
+        result = memory.give(stage.kernel(item, **_constants(stage, values, memory)))
     return result, (replace(facts["record"]),)

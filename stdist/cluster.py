@@ -37,7 +37,8 @@ def connect(address: str | Path | None = None, **options: Any) -> Client:
         - ``"slurm"``: `dask_jobqueue.SLURMCluster`, configured by ``jobqueue.slurm`` in Dask's
           configuration and by `options`; ``n_jobs`` or ``n_workers`` scales it (default 1);
         - ``"kubernetes"``: `dask_kubernetes.operator.KubeCluster` (``n_workers``, ``image`` ...);
-        - ``"cuda"``: `dask_cuda.LocalCUDACluster`, one worker per GPU.
+        - ``"cuda"``: `dask_cuda.LocalCUDACluster`, one worker per GPU; kernels that can run
+          there do.
     **options
         Passed to the cluster class; ``n_workers``, ``memory_limit`` (bytes or text per worker) and
         ``dashboard_address`` are the usual ones. With the address of a running scheduler they go
@@ -54,6 +55,12 @@ def connect(address: str | Path | None = None, **options: Any) -> Client:
     InputError
         If the address is no address or nobody answers there, or an option, an extra or a driver
         is missing or wrong; names the remedy.
+
+    Notes
+    -----
+    Workers started in another way use their GPU if their configuration of Dask says
+    ``stdist.device: cuda`` (environment: ``DASK_STDIST__DEVICE=cuda``). All workers must agree:
+    results of GPU and CPU differ in their last bits.
 
     Examples
     --------
@@ -248,6 +255,7 @@ def executor_for(client: Client | None, n_rows: int) -> Iterator[Executor]:
     this machine for the time of the call.
     """
     from stdist.graph import Cluster, InProcess
+    from stdist.graph.device import CUDA, configured_device
     from stdist.graph.plan import MINIMUM_BLOCK
 
     client = client or active_client()
@@ -256,7 +264,8 @@ def executor_for(client: Client | None, n_rows: int) -> Iterator[Executor]:
     elif n_rows <= MINIMUM_BLOCK:
         yield InProcess()
     else:
-        with connect() as local:
+        gpus = [CUDA] if configured_device() == CUDA else []
+        with connect(*gpus) as local:
             yield Cluster(local)
 
 

@@ -71,6 +71,7 @@ def worker_environment() -> dict[str, str]:
         for name in WORKER_CONFIG
         if name != PRE_SPAWN
     }
+    settings["DASK_STDIST__DEVICE"] = dask.config.get("stdist.device", "cpu")
     return dask.config.get(PRE_SPAWN) | settings
 
 
@@ -201,8 +202,10 @@ def _kubernetes(options: dict[str, Any]) -> Any:
 
 def _cuda(options: dict[str, Any]) -> Any:
     module = _extra("dask_cuda", "gpu", "cuda")
+    # of every worker, also of those that the user adds later
+    config = {"stdist": {"device": "cuda"}} | options.pop("config", {})
     try:
-        return module.LocalCUDACluster(**{"dashboard_address": ":0"} | options)
+        return module.LocalCUDACluster(**{"dashboard_address": ":0"} | options, config=config)
     except Exception as error:
         # the driver's absence shows as an error of NVML or CUDA, depending on what is installed
         if not type(error).__module__.startswith(("pynvml", "cuda", "cupy", "numba")):

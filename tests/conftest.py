@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stdist.graph import InProcess, start
-from tests import toy
+from tests import fake_cupy, toy
 
 
 def pytest_configure(config):
@@ -60,3 +60,14 @@ def store(base, tmp_path):
     import shutil
 
     return Path(shutil.copytree(base, tmp_path / "store.zarr"))
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.gpu)])
+def cuda(request, monkeypatch):
+    """CuPy where a device is, and everywhere a strict fake of it: the module."""
+    if request.param == "fake":
+        return fake_cupy.install(monkeypatch)
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("no NVIDIA device here")
+    return cupy

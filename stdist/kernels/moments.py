@@ -1,4 +1,7 @@
-"""Means and (co)variances of columns, mergeable between tiles without losing digits."""
+"""Sums, means and (co)variances of a tile's rows and columns.
+
+Tiles are NumPy arrays or CSR rows, or CuPy arrays: then results are on the device too.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,70 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stdist.kernels.array_module import array_module
 
 Moments = dict[str, Any]
 
 
-def dense_rows(values: Any) -> NDArray[np.float64]:
+def dense_rows(values: Any) -> Any:
     """Rows as a dense float64 array, whatever they are stored as."""
     if sparse.issparse(values):
         return np.asarray(values.toarray(), dtype=np.float64)
-    return np.asarray(values, dtype=np.float64)
+    return array_module(values).asarray(values, dtype=np.float64)
+
+
+def row_sums(values: Any) -> Any:
+    """Sum of each row, float64.
+
+    Examples
+    --------
+    >>> row_sums(sparse.csr_matrix([[1, 2], [0, 4]]))
+    array([3., 4.])
+    """
+    total = values.sum(axis=1)
+    return (np.asarray(total) if sparse.issparse(values) else total).astype(np.float64).ravel()
+
+
+def column_sums(values: Any) -> Any:
+    """Sum of each column, float64.
+
+    Examples
+    --------
+    >>> column_sums(np.array([[1, 2], [0, 4]], np.uint8))
+    array([1., 6.])
+    """
+    total = values.sum(axis=0)
+    return (np.asarray(total) if sparse.issparse(values) else total).astype(np.float64).ravel()
+
+
+def membership_sums(codes: Any, n_groups: int, values: Any) -> Any:
+    """Sum rows by group as a product, float64: in a fixed order on a device too.
+
+    Additions by index, as in ``bincount``, have no order there.
+
+    Parameters
+    ----------
+    codes
+        Group of each row, ``(n_rows,)`` integers; rows of negative codes are left out.
+    n_groups
+        Number of groups.
+    values
+        Numbers, ``(n_rows,)`` or ``(n_rows, n_columns)``, dense.
+
+    Returns
+    -------
+    array of shape ``(n_groups,)`` or ``(n_groups, n_columns)``
+
+    Examples
+    --------
+    >>> membership_sums(np.array([0, 1, 0]), 2, np.array([[1, 2], [3, 4], [5, 6]]))
+    array([[6., 8.],
+           [3., 4.]])
+    """
+    member = array_module(values).arange(n_groups)[:, None] == codes
+    return member.astype(np.float64) @ values.astype(np.float64)
 
 
 def column_moments(values: Any, *, covariance: bool = False) -> Moments:

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stdist.kernels.array_module import array_module
 from stdist.kernels.poisson_newton import Cells, Floats, Ridge, Step
 from stdist.kernels.poisson_ridge import RidgeFit
 
 HISTORY = 3  # points mixed: two differences
 LOCAL_STEP = 0.3  # on the log scale: longer steps are far from linear and are not mixed
 LARGEST_PREDICTOR = 500.0  # exp stays finite; such a trial is refused by its objective
+SMALLEST_PREDICTOR = -1e4  # exp is zero, and zero times it too: not so of minus infinity
 
 
-def pass_moments(
-    weights: NDArray[Any], batch: NDArray[Any], depth: Floats, coefficients: Floats
-) -> Floats:
-    """Sums of fitted means over the cells of a tile, ``X_b^T mu``.
+def pass_moments(weights: Any, batch: Any, depth: Any, coefficients: Any) -> Any:
+    """Sums of fitted means over the cells of a tile, ``X_b^T mu``; NumPy or CuPy.
 
     Parameters
     ----------
@@ -41,8 +41,18 @@ def pass_moments(
     -------
     (n_batches, n_clusters + 1, n_genes) float64
     """
-    columns = np.column_stack([np.ones(len(batch)), weights])
-    moments = np.zeros((len(coefficients) - 1, *coefficients.shape[1:]))
+    xp = array_module(weights)
+    columns = xp.column_stack([xp.ones(len(batch)), weights])
+    shape = (len(coefficients) - 1, *coefficients.shape[1:])
+    if xp is not np:
+        # one product for all batches: a device waits longer for launches than for zeros
+        member = batch[:, None] == xp.arange(shape[0])
+        design = (member[:, :, None] * columns[:, None, :]).reshape(len(batch), -1)
+        own = xp.maximum(coefficients[0] + coefficients[1:], SMALLEST_PREDICTOR)
+        means = design @ own.reshape(-1, shape[2])
+        means = depth[:, None] * xp.exp(xp.minimum(means, LARGEST_PREDICTOR))
+        return (design.T @ means).reshape(shape)
+    moments = np.zeros(shape)
     for b in np.unique(batch):
         rows = np.flatnonzero(batch == b)
         own = columns[rows]

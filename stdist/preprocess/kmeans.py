@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stdist.graph import Loop, Map, Program, Reduce, concatenate
+from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
@@ -47,7 +48,8 @@ def assign_tile(
 ) -> dict[str, np.ndarray]:
     """Sums of the rows nearest to each centre."""
     nearest = squared_distances(values, centres["centres"]).argmin(axis=1)
-    member = (nearest[:, None] == np.arange(len(centres["centres"]))).astype(np.float64)
+    clusters = array_module(values).arange(len(centres["centres"]))
+    member = (nearest[:, None] == clusters).astype(np.float64)
     return {"sums": member.T @ values.astype(np.float64), "cells": member.sum(axis=0)}
 
 
@@ -121,6 +123,7 @@ def kmeans_program(
                     workspace=tile,
                     nanoseconds=n_clusters * n_columns / 4,
                     partial_bytes=size,
+                    on_device=True,
                 ),
             ),
             "start",
@@ -133,6 +136,7 @@ def kmeans_program(
             reads,
             ("centres",),
             workspace=tile,
+            on_device=True,
             writes={
                 "label": Output(
                     f"obs/{key_added}", (), "int16", kind="categorical", categories=names

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from stdist.graph import Map, Program, Reduce
+from stdist.kernels.moments import row_sums
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.preprocess.bound import layer_like, recorded, tile_workspace
@@ -17,7 +18,7 @@ from stdist.preprocess.bound import layer_like, recorded, tile_workspace
 
 def depth_table(rows: tuple[int, int], *, counts: Any) -> dict[str, np.ndarray]:
     """Distinct depths of the cells and how many cells have each."""
-    depth = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    depth = row_sums(counts)
     value, cells = np.unique(depth[depth > 0], return_counts=True)
     return {"depth": value, "cells": cells}
 
@@ -45,8 +46,9 @@ def normalize_tile(
     rows: tuple[int, int], *, counts: Any, depth: dict[str, np.ndarray], log1p: bool
 ) -> dict[str, Any]:
     """Scale each cell to the target; cells without counts stay so."""
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    factor = np.divide(depth["target"], total, out=np.zeros_like(total), where=total > 0)
+    total = row_sums(counts)
+    counted = total > 0
+    factor = np.where(counted, depth["target"] / np.where(counted, total, 1.0), 0.0)
     if sparse.issparse(counts):
         scaled = sparse.diags(factor) @ counts.astype(np.float64)
         data = np.log1p(scaled.data) if log1p else scaled.data
@@ -88,6 +90,7 @@ def normalize_program(
             finalize=partial(median_depth, target_sum=target_sum),
             workspace=tile_workspace(data.n_vars, 1),
             partial_bytes=2**21,
+            on_device=True,
         ),
         Map(
             "normalize",
@@ -96,6 +99,7 @@ def normalize_program(
             ("depth",),
             {"log1p": log1p},
             workspace=tile_workspace(data.n_vars),
+            on_device=True,
             writes={"normalized": layer_like(counts, key_added, data.n_vars)},
         ),
     )
@@ -124,6 +128,7 @@ def log1p_program(data: Data | str, layer: str | None = None, key_added: str = "
         log_tile,
         {"values": values},
         workspace=tile_workspace(data.n_vars),
+        on_device=True,
         writes={"logged": layer_like(values, key_added, data.n_vars)},
     )
     return Program("log1p", (stage,), recorded(data, layer=layer, key_added=key_added), data.path)

@@ -80,6 +80,7 @@ def pca_program(
             workspace=tile,
             nanoseconds=data.n_vars**2 / 8,
             partial_bytes=matrix,
+            on_device=True,
         ),
         Map(
             "project",
@@ -88,6 +89,7 @@ def pca_program(
             ("pca",),
             workspace=TileWorkspace(3 * data.n_vars * FLOAT, data.n_vars * n_comps * FLOAT),
             nanoseconds=data.n_vars * n_comps / 8,
+            on_device=True,
             writes={"embedding": Output(f"obsm/{key_added}", (n_comps,), "float32")},
         ),
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stdist.graph import Map, Program, Reduce
+from stdist.kernels.moments import column_sums, row_sums
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.preprocess.bound import recorded, tile_workspace
@@ -28,8 +29,8 @@ GENE_COLUMNS = (
 
 def cell_metrics(rows: tuple[int, int], *, counts: Any) -> dict[str, np.ndarray]:
     """Total counts and number of expressed genes of each cell."""
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    expressed = np.asarray((counts != 0).sum(axis=1), dtype=np.int64).ravel()
+    total = row_sums(counts)
+    expressed = row_sums(counts != 0).astype(np.int64)
     return {
         "total": total,
         "log_total": np.log1p(total),
@@ -40,11 +41,12 @@ def cell_metrics(rows: tuple[int, int], *, counts: Any) -> dict[str, np.ndarray]
 
 def gene_sums(rows: tuple[int, int], *, counts: Any) -> dict[str, np.ndarray]:
     """Total counts and number of expressing cells of each gene."""
-    total = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
-    cells = (
-        np.asarray(counts.getnnz(axis=0)) if sparse.issparse(counts) else (counts != 0).sum(axis=0)
-    )
-    return {"total": total, "cells": cells.astype(np.int64), "n": np.int64(counts.shape[0])}
+    cells = counts.getnnz(axis=0) if sparse.issparse(counts) else (counts != 0).sum(axis=0)
+    return {
+        "total": column_sums(counts),
+        "cells": cells.astype(np.int64),
+        "n": np.int64(counts.shape[0]),
+    }
 
 
 def gene_metrics(values: Any, names: np.ndarray) -> dict[str, Any]:
@@ -73,12 +75,14 @@ def qc_program(data: Data | str, layer: str | None = None) -> Program:
             reads,
             workspace=tile_workspace(data.n_vars, 1),
             partial_bytes=24 * data.n_vars,
+            on_device=True,
         ),
         Map(
             "cells",
             cell_metrics,
             reads,
             workspace=tile_workspace(data.n_vars, 1),
+            on_device=True,
             writes={
                 "total": Output("obs/total_counts", (), "float64"),
                 "log_total": Output("obs/log1p_total_counts", (), "float64"),

@@ -61,6 +61,7 @@ def scale_program(
             finalize=mean_and_deviation,
             workspace=tile_workspace(data.n_vars),
             partial_bytes=16 * data.n_vars,
+            on_device=True,
         ),
         Map(
             "scale",
@@ -69,6 +70,7 @@ def scale_program(
             ("moments",),
             {"zero_center": zero_center, "max_value": max_value},
             workspace=tile_workspace(data.n_vars),
+            on_device=True,
             writes={"scaled": layer_like(values, key_added, data.n_vars, sparse=False)},
         ),
     )

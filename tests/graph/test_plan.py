@@ -154,7 +154,9 @@ def test_a_small_worker_among_large_ones_decides():
     fake = SimpleNamespace(
         wait_for_workers=lambda n, timeout: None,
         scheduler_info=lambda n_workers: {"workers": workers},
-        run=lambda function, on_error: {"a": 100, "b": 300, "c": 200},
+        run=lambda function, on_error: {
+            n: (u, "cpu", None) for n, u in zip("abc", (100, 300, 200), strict=True)
+        },
     )
     assert Cluster(fake).resources() == Resources(3, GIB, 8, 300)
 
