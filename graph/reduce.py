@@ -34,7 +34,8 @@ def add_by_group(left: Statistic, right: Statistic) -> dict[str, np.ndarray]:
     >>> add_by_group(one, two)["sum"]
     array([ 1., 12., 20.])
     """
-    if np.array_equal(left["group"], right["group"]):
+    same = len(left["group"]) == len(right["group"])
+    if same and bool((left["group"] == right["group"]).all()):
         return {n: left[n] if n == "group" else left[n] + right[n] for n in left}
     group = np.union1d(left["group"], right["group"])
     found: dict[str, np.ndarray] = {"group": group}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stdist.kernels.array_module import array_module
 from stdist.kernels.match_checks import (
     NO_PROBLEM,
     check_array,
@@ -52,6 +53,10 @@ def rates(intercept: ArrayLike, coefficients: ArrayLike) -> NDArray[np.float64]:
     >>> rates(np.zeros(2), np.zeros((3, 2))).shape
     (3, 2)
     """
+    xp = array_module(intercept)
+    if xp is not np:  # small tables, and only the host has the exponential that matching uses
+        on_host: Any = (intercept, coefficients)
+        return xp.asarray(rates(*(values.get() for values in on_host)))
     return exps(np.asarray(intercept)[..., None, :] + np.asarray(coefficients))
 
 

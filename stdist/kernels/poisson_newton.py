@@ -1,13 +1,13 @@
 """Newton's method for one gene of a penalised Poisson regression, by elimination of batches.
 
 Given ``(intercept, beta)`` the batches are independent, so each ``(delta_b, gamma_b)`` is
-eliminated and a system of ``n_clusters + 1`` unknowns is left (labels: of ``n_batches + 1``).
+eliminated and a system of ``n_clusters + 1`` unknowns is left.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +45,6 @@ class Ridge(NamedTuple):
         free = np.isfinite(common), np.isfinite(local)
         weight = Step(np.where(free[0], common, 0.0), np.where(free[1], local, 0.0))
         return cls(weight, *free, variance=1.0 / local)
-
-
-class Design(Protocol):
-    """Rows of one form, cells or strata, that give means and solve the Newton system."""
-
-    def means(self, coefficients: Floats) -> tuple[Floats, Floats]:
-        """Return the row means and ``X_b^T mu``, (n_batches, n_clusters + 1)."""
-
-    def newton_step(self, means: Floats, ridge: Ridge, residual: Floats, prior: Step) -> Step:
-        """Solve the Newton system given ``X_b^T (mu - y)`` and the gradient of the ridge."""
 
 
 class Cells:
@@ -120,49 +110,6 @@ def _solve_free(matrix: Floats, right: Floats, free: Booleans) -> Floats:
     return solution
 
 
-class Strata:
-    """One row per (batch, label): Hessian blocks are diagonal, bordered by the intercept."""
-
-    def __init__(self, depth: Floats) -> None:
-        self.depth = depth
-
-    def means(self, coefficients: Floats) -> tuple[Floats, Floats]:
-        moments = np.empty_like(coefficients)
-        moments[:, 1:] = self.depth * np.exp(coefficients[:, :1] + coefficients[:, 1:])
-        moments[:, 0] = moments[:, 1:].sum(axis=1)
-        return moments[:, 1:], moments
-
-    def newton_step(self, means: Floats, ridge: Ridge, residual: Floats, prior: Step) -> Step:
-        # gamma, then beta have diagonal blocks; (intercept, delta_1, .., delta_B) remain
-        variance = ridge.variance[:, 1:]
-        damping = 1.0 / (1.0 + means * variance)
-        force = residual[:, 1:] + prior.local[:, 1:]
-        weight = means * damping
-        label_force = residual[:, 1:] - weight * variance * force
-        total = weight.sum(axis=0)
-        curvature = np.where(ridge.free_common[1:], ridge.weight.common[1:] + total, np.inf)
-        slope = -(label_force.sum(axis=0) + prior.common[1:]) / curvature
-
-        # total * (1 - total / curvature) without cancellation
-        remaining = np.where(ridge.free_common[1:], ridge.weight.common[1:] / curvature, 1.0)
-        matrix = np.empty((len(means) + 1, len(means) + 1))
-        matrix[0, 1:] = matrix[1:, 0] = weight @ remaining
-        matrix[0, 0] = matrix[0, 1:].sum()
-        matrix[1:, 1:] = -(weight / curvature) @ weight.T
-        matrix[np.diag_indices_from(matrix)] += np.append(
-            0.0, weight.sum(axis=1) + ridge.weight.local[:, 0]
-        )
-        pull = -label_force.sum(axis=1) - weight @ slope
-        target = np.append(pull.sum(), pull - prior.local[:, 0])
-        outer = _solve_free(matrix, target, np.append(True, ridge.free_local[:, 0]))
-        batch = outer[0] + outer[1:]
-        cluster = slope - batch @ weight / curvature
-        local = np.empty_like(residual)
-        local[:, 0] = outer[1:]
-        local[:, 1:] = -variance * damping * (force + means * (batch[:, None] + cluster))
-        return Step(np.append(outer[0], cluster), local)
-
-
 class Optimum(NamedTuple):
     """Where the search ended."""
 
@@ -172,7 +119,7 @@ class Optimum(NamedTuple):
     gradient_norm: float
 
 
-def _moment_start(design: Design, sums: Floats, ridge: Ridge, rate: float) -> Step:
+def _moment_start(design: Cells, sums: Floats, ridge: Ridge, rate: float) -> Step:
     """Log ratios of observed to expected counts, by cluster and then within each batch."""
     common, local = np.zeros(sums.shape[1]), np.zeros_like(sums)
     common[0] = np.log(rate)
@@ -187,7 +134,7 @@ def _moment_start(design: Design, sums: Floats, ridge: Ridge, rate: float) -> St
 
 
 def _minimise(
-    design: Design, sums: Floats, ridge: Ridge, rate: float, tolerance: float, limit: int
+    design: Cells, sums: Floats, ridge: Ridge, rate: float, tolerance: float, limit: int
 ) -> Optimum:
     """Newton's method, halving a step until the objective does not increase."""
 
@@ -231,7 +178,7 @@ def _minimise(
 
 
 def fit_gene(
-    design: Design, sums: Floats, depth: float, ridge: Ridge, tolerance: float, limit: int
+    design: Cells, sums: Floats, depth: float, ridge: Ridge, tolerance: float, limit: int
 ) -> Optimum:
     """Fit one gene from ``X_b^T y``, (n_batches, n_clusters + 1), and the total depth."""
     total = sums[:, 0].sum()

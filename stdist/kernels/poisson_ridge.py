@@ -24,9 +24,9 @@ from stdist.kernels.poisson_newton import (
     Floats,
     Optimum,
     Ridge,
-    Strata,
     fit_gene,
 )
+from stdist.kernels.poisson_newton_batched import Ridges, Strata, fit_genes
 
 CONSTANT_COLUMN = 1e-7  # standard deviation below which a column is only rounding noise
 
@@ -315,12 +315,17 @@ def fit_strata(
     require(np.all((counts >= 0) & np.isfinite(counts)), "counts must be non-negative, finite")
     require(not counts[depth == 0].any(), "a stratum without depth has counts")
 
-    design = Strata(depth)
-    n_genes = counts.shape[2]
-    optima = []
-    for gene, scale in enumerate(np.broadcast_to(np.asarray(penalty_scale), (n_genes,))):
-        labelled = counts[:, :, gene]
-        sums = np.column_stack([labelled.sum(axis=1), labelled])
-        ridge = Ridge.of(penalty, scale)
-        optima.append(fit_gene(design, sums, depth.sum(), ridge, tolerance, max_iterations))
-    return _collect(optima, penalty)
+    by_gene = np.moveaxis(counts, 2, 0)
+    sums = np.concatenate([by_gene.sum(axis=2, keepdims=True), by_gene], axis=2)
+    scales = np.broadcast_to(np.asarray(penalty_scale, dtype=np.float64), (len(sums),))
+    ridges = Ridges.of(penalty, scales)
+    optima = fit_genes(Strata(depth), sums, ridges, tolerance, max_iterations)
+    return RidgeFit(
+        intercept=optima.common[:, 0],
+        cluster=optima.common[:, 1:].T,
+        batch=optima.local[:, :, 0].T,
+        interaction=np.moveaxis(optima.local[:, :, 1:], 0, -1),
+        converged=optima.converged,
+        iterations=optima.iterations,
+        gradient_norm=optima.gradient_norm,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from stdist.kernels.moments import row_sums
 from stdist.store import InputError
 
 SUM_TOLERANCE = 1e-3
@@ -56,7 +57,7 @@ def check_depth(depth: np.ndarray, counts: Any, rows: tuple[int, int], key: str)
     InputError
         With code depth-nonfinite, depth-negative or depth-zero, and the first row.
     """
-    counted = np.asarray(counts.sum(axis=1)).ravel() > 0
+    counted = row_sums(counts) > 0
     for code, bad in (
         ("nonfinite", ~np.isfinite(depth)),
         ("negative", depth < 0),

@@ -122,6 +122,7 @@ class Bound:
             "dtype": dtype,
             "target_depth": self.target.number,
         }
+        plain = spec.match == "pit" and spec.margin == "poisson" and spec.interval is None
         stage = Map(
             "match",
             match_block,
@@ -132,6 +133,7 @@ class Bound:
             nanoseconds=n_genes * (15.0 if spec.match == "pit" else 2000.0),
             writes=writes,
             whole_blocks=True,
+            on_device=plain and not (options and options.get("stratum_columns") is not None),
         )
         return (stage,) if depth is None else (depth, stage)
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from stdist.graph import Loop, Reduce, add_by_group, concatenate
 from stdist.graph.stage import AnyStage
+from stdist.kernels.array_module import array_module
 from stdist.kernels.poisson_newton import Ridge
 from stdist.kernels.poisson_passes import Passes, Sample, advance, pass_moments
 from stdist.kernels.poisson_ridge import RidgeFit
 from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import columns
 from stdist.methods.crescendo.fit import PANEL, estimate, finished, rows_of_sample
-from stdist.methods.crescendo.sample import merged_weights, trim_sample
+from stdist.methods.crescendo.sample import trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import cell_depth, sample_cells
 from stdist.preprocess.bound import TileWorkspace
@@ -70,9 +71,9 @@ def trim_and_place(total: Arrays, *, groups: Arrays) -> Arrays:
     return trim_sample(total, groups=groups) | {"count_sums": sums, "total_depth": depth}
 
 
-def _design(weights: Any, kept: Any, groups: Arrays, interactions: bool) -> np.ndarray:
-    merged = merged_weights(weights.astype(np.float64), groups["labels"])
-    return np.asarray(columns(merged, kept, interactions))
+def _design(weights: Any, kept: Any, groups: Arrays, interactions: bool) -> Any:
+    merged = weights.astype(np.float64) @ groups["membership"]
+    return columns(merged, kept, interactions)
 
 
 def sum_means(
@@ -87,12 +88,15 @@ def sum_means(
     interactions: bool,
 ) -> Arrays:
     """Sums of fitted means of one tile, for the genes that have not converged."""
-    present = np.unique(batch)
-    going = np.flatnonzero(~passes["converged"])
-    chosen = np.concatenate([[0], present + 1])
+    xp = array_module(weights)
+    n_batches = len(passes["coefficients"]) - 1
+    # a device waits longer for launches than for the zeros of batches that a tile lacks
+    present = np.unique(batch) if xp is np else xp.arange(n_batches)
+    going = xp.flatnonzero(~passes["converged"])
+    chosen = xp.concatenate([xp.zeros(1, present.dtype), present + 1])
     design = _design(weights, kept, groups, interactions)
     coefficients = passes["coefficients"][chosen][:, :, going]
-    local = np.searchsorted(present, batch)
+    local = xp.searchsorted(present, batch)
     return {
         "group": present,
         "moments": pass_moments(design, local, cell_depth[:, 0], coefficients),
@@ -208,6 +212,7 @@ def fit_to_all_cells(
         nanoseconds=n_genes * (2.0 + n_columns / 5),
         partial_bytes=n_batches * one,
         recalls=("cell_depth",),
+        on_device=not bound.kept,
     )
     # a state of the passes holds nine arrays of coefficients
     size += 18 * (n_batches + 1) * one

@@ -94,6 +94,7 @@ def _labelled(bound: Bound, labels: Labels) -> Program:
         combine=by_name(largest_rate=np.maximum),
         workspace=bound.tile_bytes(1),
         nanoseconds=n_genes * 4.0,
+        on_device=spec.lam_rule != "reference" and spec.margin == "poisson",
         partial_bytes=(2 if spec.margin == "poisson" else 4) * size,
     )
     fit = bound.fit("fit", fit_panel_of_strata, ("strata",), 2 * size, 0.6e6, {"levels": levels})
@@ -139,6 +140,7 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
         ),
         workspace=bound.tile_bytes(n_clusters),
         nanoseconds=n_genes * 4.0 + n_clusters * 30.0,
+        on_device=True,
         partial_bytes=(n_genes * (bound.n_batches + 1) + 2 * n_strata + n_clusters**2) * FLOAT,
     )
     sample = Reduce(

@@ -48,6 +48,7 @@ def group_clusters(
     stratum = np.arange(n_batches)[:, None] * n_groups + np.maximum(labels, 0)
     return {
         "labels": labels,
+        "membership": (labels[:, None] == np.arange(n_groups)).astype(np.float64),
         "threshold": threshold[:, np.maximum(labels, 0)] * kept,
         "stratum": stratum,
         "wanted": wanted.ravel(),
@@ -56,14 +57,6 @@ def group_clusters(
         "largest_rate": total["largest_rate"],
         "empty_cells": total["empty_cells"],
     }
-
-
-def merged_weights(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Weights of the merged clusters, ``(n_cells, n_groups)``; dropped clusters have none."""
-    merged = np.zeros((len(weights), int(labels.max()) + 1))
-    for cluster in np.flatnonzero(labels >= 0):
-        merged[:, labels[cluster]] += weights[:, cluster]
-    return merged
 
 
 def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
@@ -80,7 +73,7 @@ def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
     covariates = {"kept": total["kept"][kept]} if "kept" in total else {}
     return {
         **covariates,
-        "weights": merged_weights(total["weights"][kept], groups["labels"]),
+        "weights": total["weights"][kept] @ groups["membership"],
         "batch": total["batch"][kept],
         "depth": total["depth"][kept],
         "data": by_gene.data,

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key, uniforms
+from stdist.kernels.moments import membership_sums, row_sums
 from stdist.methods.checks import check_codes, check_counts, check_depth, check_weights
 from stdist.store import InputError
 
@@ -27,12 +29,13 @@ class Keys(NamedTuple):
 
 def cell_depth(counts: Any) -> np.ndarray:
     """Total count (nUMI) of each cell, ``(n_cells,)`` float64."""
-    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    return row_sums(counts)
 
 
 def largest_rate(counts: Any, depth: np.ndarray) -> np.ndarray:
     """Largest count over depth of each gene, ``(n_genes,)``."""
-    scale = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
+    counted = depth > 0
+    scale = np.where(counted, 1.0 / np.where(counted, depth, 1.0), 0.0)
     if sparse.issparse(counts):
         return sparse.diags(scale).dot(counts).max(axis=0).toarray().ravel()
     return (counts * scale[:, None]).max(axis=0)
@@ -46,6 +49,8 @@ def one_hot(codes: np.ndarray, n_codes: int) -> sparse.csr_matrix:
 
 def sum_by(codes: np.ndarray, n_codes: int, values: Any) -> np.ndarray:
     """Sum rows of `values` by code, ``(n_codes, n_columns)`` float64; exact for counts."""
+    if array_module(values) is not np:
+        return membership_sums(codes, n_codes, values)
     if not sparse.issparse(values):
         values = np.asarray(values, dtype=np.float64)
     total = one_hot(codes, n_codes) @ values
@@ -53,7 +58,7 @@ def sum_by(codes: np.ndarray, n_codes: int, values: Any) -> np.ndarray:
 
 
 def _depth(counts: Any, depth: np.ndarray | None) -> np.ndarray:
-    return cell_depth(counts) if depth is None else np.asarray(depth, dtype=np.float64)
+    return cell_depth(counts) if depth is None else depth.astype(np.float64)
 
 
 def _checked_depth(
@@ -127,7 +132,7 @@ def sum_strata(
         "cells": np.bincount(strata, minlength=n_strata).reshape(shape),
         "fitted": np.bincount(strata, depth > 0, n_strata).reshape(shape),
         "largest_rate": largest_rate(counts, depth),
-        "empty_cells": np.int64((depth <= 0).sum()),
+        "empty_cells": (depth <= 0).sum(),
     }
 
 
@@ -165,13 +170,14 @@ def sum_clusters(
         "cells": np.bincount(strata, cells, n_batches * n_clusters).reshape(n_batches, n_clusters),
         "n": np.int64(len(batch)),
         "largest_rate": largest_rate(counts, depth),
-        "empty_cells": np.int64((depth <= 0).sum()),
+        "empty_cells": (depth <= 0).sum(),
     }
 
 
 def drawn_labels(rows: tuple[int, int], weights: np.ndarray, seed: int) -> np.ndarray:
     """Draw one label per cell from its soft clusters (spec 2.6), keyed by the cell."""
-    u = uniforms(stream_key(seed, "crescendo label", 0), rows[0], len(weights))
+    key = stream_key(seed, "crescendo label", 0)
+    u = array_module(weights).asarray(uniforms(key, rows[0], len(weights)))
     cumulative = np.cumsum(weights, axis=1)
     return (u[:, None] * cumulative[:, -1:] > cumulative).sum(axis=1)
 
