@@ -48,6 +48,9 @@ def crescendo(
     cap_outliers: bool = True,
     interval: float | None = None,
     skip_absent: bool = False,
+    impute_missing: bool = False,
+    use_rep: str = "X_pca_harmony",
+    n_neighbors: int = 30,
     compat: str | None = None,
     rng: int = 0,
     client: Any = None,
@@ -139,6 +142,14 @@ def crescendo(
         one; its ends go to ``layers[key_added + "_lower"]`` and ``"_upper"``.
     skip_absent
         Leave genes unchanged that some batch has no count of; they are named in any case.
+    impute_missing
+        Draw the counts of a gene in a batch that has none of it (another panel, a failed probe)
+        around the mean corrected rate of the `n_neighbors` nearest cells, in the embedding
+        `use_rep`, of the batches that have it. Which (batch, gene) were imputed is in
+        ``uns[key_added]["coefficients"]["imputed"]``; the status of the gene says so too.
+    use_rep, n_neighbors
+        With `impute_missing`: entry of ``obsm`` (batch-corrected coordinates), and number of
+        neighbours among about 10,000 cells.
     compat
         ``"reference"``: all of the above as the released program has it: `lam_rule`, `marginal`,
         `match` ``"reference"``, `source_offset` ``"final"``, `target_offset` ``"median"``, a fit
@@ -234,6 +245,9 @@ def crescendo(
         cap_outliers=cap_outliers,
         interval=interval,
         skip_absent=skip_absent,
+        impute_missing=impute_missing,
+        use_rep=use_rep,
+        n_neighbors=n_neighbors,
         compat=compat,
         rng=rng,
     )

@@ -15,6 +15,7 @@ from stdist.kernels.keyed_random import stream_key
 from stdist.methods.crescendo.depth import TargetDepth
 from stdist.methods.crescendo.design import Kept, kept_covariates
 from stdist.methods.crescendo.fit import PANEL, join_panels
+from stdist.methods.crescendo.impute import check_embedding, imputing
 from stdist.methods.crescendo.match import Rule, match_block
 from stdist.methods.crescendo.results import correction_results, result_keys
 from stdist.methods.crescendo.spec import CrescendoSpec
@@ -135,7 +136,12 @@ class Bound:
             whole_blocks=True,
             on_device=plain and not (options and options.get("stratum_columns") is not None),
         )
-        return (stage,) if depth is None else (depth, stage)
+        stages: tuple[Reduce | Map, ...] = (stage,)
+        if spec.impute_missing:
+            embedding = self.data.embedding(spec.use_rep)
+            check_embedding(embedding, spec.use_rep, self.data.n_obs)
+            stages = imputing(stage, embedding, spec.rng, spec.n_neighbors, chosen)
+        return stages if depth is None else (depth, *stages)
 
     def program(
         self,

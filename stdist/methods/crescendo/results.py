@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stdist.methods.crescendo.impute import missing_genes
 from stdist.methods.crescendo.marginal import absent_genes
 from stdist.methods.crescendo.spec import CrescendoSpec
 
@@ -62,6 +63,11 @@ def correction_results(
         total = values["groups"]
         counts, mass = total["gene_counts"], total["mass"]
     status = _status(fit, counts, mass, genes, spec)
+    if spec.impute_missing:
+        sums = {name: values[name] for name in ("strata", "groups") if name in values}
+        missing = missing_genes(genes, **sums)
+        status[genes[missing.any(axis=0)]] = "imputed in a batch"
+        fit = {**fit, "imputed": missing}
     notes = _notes(status, mass, int(total["empty_cells"]), names, batches)
     for note in notes:
         warnings.warn(note, StdistWarning, stacklevel=2)
@@ -109,6 +115,7 @@ def _notes(
         ("no counts", "genes-empty"),
         ("absent in a batch", "genes-absent"),
         ("absent in a batch, kept", "genes-absent"),
+        ("imputed in a batch", "genes-imputed"),
         ("rate unsupported, kept", "genes-unsupported"),
         ("not converged", "genes-not-converged"),
     ):
@@ -140,6 +147,8 @@ def _coefficients(
     for name in ("lam", "dispersion"):
         if name in fit:
             variables[name] = ("gene", fit[name])
+    if "imputed" in fit:
+        variables["imputed"] = (("batch", "gene"), fit["imputed"])
     if kept:
         coordinates["kept"] = np.asarray(kept, dtype=str)
         variables["kept_effect"] = (("kept", "gene"), fit["cluster"][n:last])

@@ -27,6 +27,7 @@ RELEASED = {
     "min_cells": 50,
     "merge_threshold": MERGE_THRESHOLD,
     "skip_absent": False,
+    "impute_missing": False,
     "keep": None,
     "interval": None,
 }
@@ -71,6 +72,9 @@ class CrescendoSpec:
     cap_outliers: bool = True
     interval: float | None = None
     skip_absent: bool = False
+    impute_missing: bool = False
+    use_rep: str = "X_pca_harmony"
+    n_neighbors: int = 30
     compat: str | None = None
     rng: int = 0
 
@@ -81,6 +85,7 @@ class CrescendoSpec:
             ("fit_cells", 0, 10**9),
             ("prop", 0.0, 1.0),
             ("min_cells", 0, 10**9),
+            ("n_neighbors", 0, 1000),
             ("merge_threshold", 0.0, float("inf")),
             ("rng", -1, 2**63),
         ):
@@ -191,6 +196,11 @@ class CrescendoSpec:
                 self.interval is not None and (self.match, self.margin) != ("pit", "poisson"),
                 "an interval is defined for match='pit' between Poisson distributions",
                 "leave out interval, or match and margin",
+            ),
+            (
+                self.impute_missing and (self.skip_absent or self.interval is not None),
+                "impute_missing gives counts to genes that a batch lacks, and no interval",
+                "leave out skip_absent and interval, or impute_missing",
             ),
             (
                 self.margin != "poisson" and self.match != "pit",
