@@ -136,3 +136,24 @@ def test_terminated_run_is_5_and_resumes(tmp_path, capsys):
     events = next((store / ".stdist" / "runs").glob("simulate-*")) / "events.jsonl"
     tasks = [json.loads(line) for line in events.read_text().splitlines()]
     assert len([task for task in tasks if task["stage"] == "simulate"]) <= 49 + 2  # in flight
+
+
+def test_measures_write_tables(cohort, tmp_path, capsys):
+    import pandas as pd
+
+    labels = ["--slice-key", "batch", "--label-key", "cell_type"]
+    pairs = tmp_path / "pairs.csv"
+    names = anndata.read_zarr(cohort).var_names
+    pd.DataFrame({"ligand": names[:3], "receptor": names[3:6]}).to_csv(pairs, index=False)
+    table = tmp_path / "table.csv"
+    code, _ = run("measure", "sci", cohort, *labels, "--pairs", pairs, "--radius", 50,
+                  "--type-pairs", "type_00:type_01", "--output", table, capsys=capsys)  # fmt: skip
+    assert code == 0
+    assert pd.read_csv(table)["sci"].between(-1, 1).sum() == 9  # slices x pairs of genes
+    code, text = run("measure", "morans-i", cohort, "--genes", names[0], "--slice-key", "batch",
+                     capsys=capsys)  # fmt: skip
+    assert code == 0
+    assert names[0] in text.out
+    code, text = run("measure", "bvr-cvr", cohort, "--batch-key", "batch", capsys=capsys)
+    assert code == 2
+    assert "label-key" in text.err

@@ -194,12 +194,69 @@ def test_convergence():
     assert line.get_xdata().tolist() == [1, 2]
 
 
+def test_convergence_of_harmony_marks_the_iterations():
+    history = {"inner_objective": np.array([9.0, 7, 6, 5, 4.5, 4]), "rounds": np.array([3, 2])}
+    line, ends = stdist.pl.convergence(history).axes[0].lines
+    assert line.get_xdata().tolist() == [0, 1, 2, 3, 4, 5]
+    assert ends.get_xdata().tolist() == [3, 5]
+    assert ends.get_ydata().tolist() == [5.0, 4.0]
+    with pytest.raises(InputError, match="no rounds"):
+        stdist.pl.convergence({"inner_objective": [1.0]})
+
+
+def cross_correlations(n_pairs, seed=0):
+    """A result of `stdist.metrics.sci`; the first value is not defined."""
+    xarray = pytest.importorskip("xarray")
+    index = np.random.default_rng(seed).normal(0, 0.1, (2, 2, n_pairs))
+    index[0, 0, 0] = np.nan
+    genes = np.array([f"g{pair}" for pair in range(n_pairs)], dtype=object)
+    coordinates = {
+        "slice": ["s1", "s2"],
+        "source": ("types", ["a", "b"]),
+        "target": ("types", ["b", "a"]),
+        "gene": ("genes", genes),
+        "neighbor_gene": ("genes", genes[::-1]),
+    }
+    n_cells = ("slice", "types"), np.full((2, 2), 50)
+    sci = ("slice", "types", "genes"), index
+    return xarray.Dataset({"sci": sci, "n_cells": n_cells}, coordinates)
+
+
+def test_cross_correlations_before_and_after():
+    before, after = cross_correlations(30), cross_correlations(30)
+    after["sci"].values[1, 0, 7] = 0.9
+    figure = stdist.pl.sci_before_after(before, after)
+    words = texts(figure)
+    assert "119 cross-correlations before and after" in words
+    assert "1 are not defined" in words
+    assert "g7 – g22" in words
+    assert "a → b, s2" in words
+    points = figure.axes[0].collections[0].get_offsets()
+    assert len(points) == 119
+    assert np.abs(points).max() <= figure.axes[0].get_xlim()[1]
+    figure.png()
+
+
+def test_many_cross_correlations_become_a_raster():
+    figure = stdist.pl.sci_before_after(cross_correlations(3000), cross_correlations(3000, seed=1))
+    assert not figure.axes[0].collections
+    counted = np.expm1(figure.axes[0].images[0].get_array()).sum()
+    assert counted == pytest.approx(11999)  # the same value is undefined in both
+    assert figure.png().startswith(PNG)
+
+
+def test_cross_correlations_of_different_questions_are_refused():
+    with pytest.raises(InputError, match="differ in 'gene'"):
+        stdist.pl.sci_before_after(cross_correlations(30), cross_correlations(31))
+
+
 def test_a_missing_matplotlib_is_named(adata, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for draw in (
         lambda: stdist.pl.gene_maps(adata, genes="rare", batch_key="slide"),
         lambda: stdist.pl.counts_by_batch(adata, genes="rare", batch_key="slide"),
         lambda: stdist.pl.convergence([1.0]),
+        lambda: stdist.pl.sci_before_after(cross_correlations(3), cross_correlations(3)),
     ):
         with pytest.raises(InputError, match=r"stdist\[viz\]"):
             draw()

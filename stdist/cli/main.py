@@ -15,6 +15,7 @@ import click
 
 from stdist import __version__
 from stdist.cli import show
+from stdist.cli.measure import measure
 from stdist.cli.options import (
     block_option,
     cluster_options,
@@ -35,6 +36,9 @@ STORE = click.Path(path_type=Path)
 @click.version_option(__version__, prog_name="stdist")
 def cli() -> None:
     """Out-of-core, distributed spatial transcriptomics."""
+
+
+cli.add_command(measure)
 
 
 @cli.command(epilog="Example: stdist convert a.h5ad b.h5ad cohort.zarr --batch-names a,b")
@@ -184,12 +188,13 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
     Store(store)  # a wrong path is refused before workers start
     where = {key: options.pop(key) for key in ("client", "workers", "memory")}
     runtime = {key: options.pop(key) for key in ("block_length", "overwrite")}
+    report = options.pop("report")
     parameters = read_parameters(click.get_current_context(), options.pop("params"), options)
     with executor(**where) as active:
         folder = _public(PROGRAMS[name].function)(
             store, client=active.client, **runtime, **parameters
         )
-        if PROGRAMS[name].kind == "method":
+        if report and PROGRAMS[name].kind == "method":
             _report_if_possible(folder, active.client)
     _done(store)
 
@@ -260,7 +265,17 @@ def _add_methods() -> None:
             click.Option(["--params"], type=click.Path(exists=True), help="TOML file of options."),
         ]
         for group, action, extra in (
-            (run_group, _run_method, []),
+            (
+                run_group,
+                _run_method,
+                [
+                    click.Option(
+                        ["--report/--no-report"],
+                        default=True,
+                        help="Write the report of a method at the end.",
+                    )
+                ],
+            ),
             (
                 plan_group,
                 _plan_method,

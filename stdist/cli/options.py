@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import click
@@ -56,7 +56,12 @@ def executor(client: str | None, workers: int | None, memory: str | None) -> Ite
 
 def method_options(function: Callable) -> list[click.Option]:
     """Options of a method: the keyword arguments of its public function that are no RUNTIME."""
-    hints, texts = get_type_hints(function), parameter_texts(function)
+    annotations = {
+        name: hint for name, hint in function.__annotations__.items() if name != "return"
+    }
+    arguments = SimpleNamespace(__annotations__=annotations)  # results may be of optional libraries
+    hints = get_type_hints(arguments, globalns=function.__globals__)  # type: ignore[arg-type]
+    texts = parameter_texts(function)
     options = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name in RUNTIME:
@@ -69,7 +74,8 @@ def method_options(function: Callable) -> list[click.Option]:
 
 def _option(name: str, hint: Any, required: bool, default: Any, text: str) -> click.Option:
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
-    kind = kinds[0]
+    kind = str if kinds[0] is Any else kinds[0]
+    hint = str if hint is Any else hint
     flag = "--" + name.replace("_", "-")
     facts: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
     if kind is bool:

@@ -1,5 +1,16 @@
-"""Measures of a correction."""
+"""Measures of a correction, and of what cells and their neighbours express."""
 
 from stdist.metrics.bvr_cvr import bvr_cvr
+from stdist.metrics.cross_correlation import sci
+from stdist.metrics.hvg import HvgConservation, hvg_conservation
+from stdist.metrics.moran import morans_i
+from stdist.metrics.pair_tests import ligand_receptor
 
-__all__ = ["bvr_cvr"]
+__all__ = [
+    "HvgConservation",
+    "bvr_cvr",
+    "hvg_conservation",
+    "ligand_receptor",
+    "morans_i",
+    "sci",
+]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stdist.cluster import executor_for
-from stdist.graph import Each, InProcess, Program, Reduce, run_in_memory
+from stdist.graph import Each, Program, Reduce, run_in_memory
+from stdist.kernels.gaussian_glmm import fit_gaussian_glmm
+from stdist.kernels.group_sums import sum_by_group
+from stdist.kernels.moments import membership_sums, row_sums
+from stdist.kernels.poisson_glmm import VarianceComponents, fit_poisson_glmm
 from stdist.kernels.poisson_glmm import bvr_cvr as ratios
-from stdist.kernels.poisson_glmm import fit_poisson_glmm
 from stdist.methods.checks import check_codes, check_counts, check_depth
-from stdist.methods.crescendo.tiles import cell_depth, sum_by
-from stdist.methods.data import AnnDataData, open_data
+from stdist.methods.data import open_data
+from stdist.metrics.passes import executor_of
 from stdist.preprocess.bound import TileWorkspace, tile_workspace
 from stdist.store import InputError
 
 PANEL = 64
 COMPONENTS = ("celltype", "batch", "interaction", "intercept", "log_likelihood", "converged")
+RATIOS = ("bvr", "cvr", "no_batch_variance", "no_celltype_variance", "in_zone")
+FAMILIES = ("poisson", "gaussian")
+Arrays = dict[str, np.ndarray]
 
 
 def sum_groups(
@@ -32,30 +38,70 @@ def sum_groups(
     n_batches: int,
     n_types: int,
     keys: tuple[str, str, str],
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Sums of counts before and after, and of depth, by (cell type, batch)."""
     check_counts(before, rows)
     check_counts(after, rows)
-    check_codes(batch, rows, keys[0])
-    check_codes(labels, rows, keys[1])
-    group, shape = labels * n_batches + batch, (n_types, n_batches)
-    n_groups = n_types * n_batches
+    group = _groups(rows, batch, labels, n_batches, keys)
+    n_groups, shape = n_types * n_batches, (n_types, n_batches)
     if depth is None:
-        depth = cell_depth(before)
+        depth = row_sums(before)
     else:
         depth = depth.astype(np.float64)
         check_depth(depth, before, rows, keys[2])
     return {
-        "before": sum_by(group, n_groups, before).reshape(*shape, -1),
-        "after": sum_by(group, n_groups, after).reshape(*shape, -1),
-        "depth": np.bincount(group, depth, n_groups).reshape(shape),
+        "before": sum_by_group(group, n_groups, before).reshape(*shape, -1),
+        "after": sum_by_group(group, n_groups, after).reshape(*shape, -1),
+        "depth": membership_sums(group, n_groups, depth).reshape(shape),
     }
 
 
-def usable(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def sum_squares(
+    rows: tuple[int, int],
+    *,
+    before: Any,
+    after: Any,
+    batch: np.ndarray,
+    labels: np.ndarray,
+    n_batches: int,
+    n_types: int,
+    keys: tuple[str, str, str],
+) -> Arrays:
+    """Sums of values and of their squares before and after, and cells, by (type, batch)."""
+    group = _groups(rows, batch, labels, n_batches, keys)
+    n_groups, shape = n_types * n_batches, (n_types, n_batches)
+    total = {"cells": np.bincount(group, minlength=n_groups).reshape(shape)}
+    for when, values in (("before", before), ("after", after)):
+        sums = sum_by_group(group, n_groups, values)
+        if not np.isfinite(sums).all():
+            raise InputError(
+                "values-nonfinite",
+                f"the layer {when} the correction holds values that are not finite",
+                place=f"rows {rows[0]}:{rows[1]}",
+                remedy="name a layer of finite values",
+            )
+        total[when] = sums.reshape(*shape, -1)
+        squares = sum_by_group(group, n_groups, values, squares=True)
+        total[f"{when}_squares"] = squares.reshape(*shape, -1)
+    return total
+
+
+def _groups(
+    rows: tuple[int, int], batch: np.ndarray, labels: np.ndarray, n_batches: int, keys: Any
+) -> np.ndarray:
+    check_codes(batch, rows, keys[0])
+    check_codes(labels, rows, keys[1])
+    return labels * n_batches + batch
+
+
+def usable(total: Arrays) -> Arrays:
     """Refuse groups from which the variance components cannot be told apart."""
+    none = total["before"][:, :, :0]
     try:
-        fit_poisson_glmm(total["before"][:, :, :0], total["depth"])
+        if "depth" in total:
+            fit_poisson_glmm(none, total["depth"])
+        else:
+            fit_gaussian_glmm(none, none, total["cells"])
     except ValueError as error:
         raise InputError(
             "groups-unusable",
@@ -66,27 +112,33 @@ def usable(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return total
 
 
-def fit_panel(item: int, *, groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def fit_panel(item: int, *, groups: Arrays) -> Arrays:
     """Variance components of a panel of genes, before and after."""
     panel = slice(item * PANEL, (item + 1) * PANEL)
-    found: dict[str, np.ndarray] = {}
+    fits, unit = [], np.ones(1)
     for when in ("before", "after"):
-        model = fit_poisson_glmm(groups[when][:, :, panel], groups["depth"])
-        found |= {f"{when}_{name}": getattr(model, name) for name in COMPONENTS}
-    measured = ratios(*(_components(found, when) for when in ("before", "after")))
-    return found | {name: getattr(measured, name) for name in RATIOS}
+        sums = groups[when][:, :, panel]
+        if "depth" in groups:
+            fits.append(fit_poisson_glmm(sums, groups["depth"]))
+            continue
+        model = fit_gaussian_glmm(sums, groups[f"{when}_squares"][:, :, panel], groups["cells"])
+        fits.append(VarianceComponents(**{name: getattr(model, name) for name in COMPONENTS}))
+        if when == "before":
+            unit = model.celltype + model.batch + model.interaction + model.residual
+    # what is negligible is judged on the log scale, or as a share of the variance before
+    measured = ratios(*(_in_units(fit, unit) for fit in fits))
+    found = {name: getattr(measured, name) for name in RATIOS}
+    for when, fit in zip(("before", "after"), fits, strict=True):
+        found |= {f"{when}_{name}": getattr(fit, name) for name in COMPONENTS}
+    return found
 
 
-RATIOS = ("bvr", "cvr", "no_batch_variance", "no_celltype_variance", "in_zone")
+def _in_units(fit: VarianceComponents, unit: np.ndarray) -> VarianceComponents:
+    parts = {name: getattr(fit, name) / unit for name in ("celltype", "batch", "interaction")}
+    return replace(fit, **parts)
 
 
-def _components(found: dict[str, np.ndarray], when: str) -> Any:
-    from stdist.kernels.poisson_glmm import VarianceComponents
-
-    return VarianceComponents(**{name: found[f"{when}_{name}"] for name in COMPONENTS})
-
-
-def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join(parts: list[Arrays]) -> Arrays:
     """Join panels of genes."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -99,6 +151,7 @@ def bvr_cvr(
     label_key: str,
     before: str | None = None,
     depth_key: str | None = None,
+    family: str = "poisson",
     client: Any = None,
 ) -> pd.DataFrame:
     """Measure how much batch and cell-type variance a correction left in every gene.
@@ -108,15 +161,17 @@ def bvr_cvr(
     data
         Path of a store, a lazy AnnData of `stdist.io.open`, or an AnnData.
     layer
-        Corrected counts.
+        Corrected layer.
     batch_key
         Column of ``obs`` with the batch.
     label_key
         Column of ``obs`` with the cell type.
     before
-        Layer with the counts before correction; default ``X``.
+        Layer before correction; default ``X``.
     depth_key
-        Column of ``obs`` with the depth (nUMI); default: total counts of `before`.
+        Column of ``obs`` with the depth (nUMI) of counts; default: total counts of `before`.
+    family
+        ``"poisson"`` for counts; ``"gaussian"`` for other layers (log-normalised values ...).
     client
         `distributed.Client`; default as in `stdist.tl.crescendo`.
 
@@ -125,36 +180,48 @@ def bvr_cvr(
     pandas.DataFrame
         One row per gene: ``bvr`` = B_after / B_before with B = var(batch) + var(type:batch);
         ``cvr`` = C_after / C_before with C = var(type); ``in_zone`` (bvr < 1 and cvr >= 0.5);
-        ``no_batch_variance`` (B_before <= 0.001: the ratio is undefined);
+        ``no_batch_variance`` (B_before <= 0.001: the ratio is undefined, NaN);
         ``batch_variance_before`` and ``..._after``, ``type_variance_before`` and ``..._after``,
-        ``counts_before`` and ``counts_after`` (totals), ``converged``.
+        ``counts_before`` and ``counts_after`` (totals), ``converged``. For the Gaussian family
+        0.001 is a share of the total variance before, and the totals are of values.
 
     Raises
     ------
     InputError
-        If keys are unknown, labels are missing, or there are fewer than two batches or types.
+        If keys or the family are unknown, labels are missing, values are wrong, or there are
+        fewer than two batches or types.
 
     Notes
     -----
     Poisson mixed model ``y ~ 1 + (1|type) + (1|batch) + (1|type:batch)`` with the log of the
     depth before correction as offset, Laplace approximation (Millard et al., Genome Biology
     2025; `lme4::glmer`), fitted to sums over (type, batch), which are sufficient: one pass over
-    the cells, whatever their number.
+    the cells, whatever their number. The Gaussian family is the same model without offset, with
+    a residual variance, by REML (`lme4::lmer`), fitted to sums and sums of squares.
 
     Examples
     --------
     >>> bvr_cvr("cohort.zarr", batch_key="batch", label_key="cell_type")  # doctest: +SKIP
     """
+    if family not in FAMILIES or (family == "gaussian" and depth_key is not None):
+        raise InputError(
+            "parameter-range",
+            f"family is {family!r}"
+            if family not in FAMILIES
+            else "the Gaussian family has no use for depth_key",
+            place="family",
+            remedy=f"use one of: {', '.join(FAMILIES)}; depth_key only with counts",
+        )
     opened = open_data(data)
     batch, labels = opened.labels(batch_key), opened.labels(label_key)
-    if min(len(batch.names), len(labels.names)) < 2:
+    n_batches, n_types = len(batch.names), len(labels.names)
+    if min(n_batches, n_types) < 2:
         raise InputError(
             "groups-too-few",
-            f"{len(batch.names)} batches and {len(labels.names)} cell types",
+            f"{n_batches} batches and {n_types} cell types",
             place=opened.place,
             remedy="the variance components need two batches and two cell types",
         )
-    size = 16 * len(batch.names) * len(labels.names) * opened.n_vars
     reads = {
         "before": opened.matrix(before),
         "after": opened.matrix(layer),
@@ -163,18 +230,21 @@ def bvr_cvr(
     }
     if depth_key is not None:
         reads["depth"] = opened.column(depth_key)
+    counts = family == "poisson"
+    size = (16 if counts else 32) * n_batches * n_types * opened.n_vars
     sums = Reduce(
         "groups",
-        sum_groups,
+        sum_groups if counts else sum_squares,
         reads,
         options={
-            "n_batches": len(batch.names),
-            "n_types": len(labels.names),
+            "n_batches": n_batches,
+            "n_types": n_types,
             "keys": (batch_key, label_key, depth_key or ""),
         },
         finalize=usable,
+        on_device=True,
         workspace=tile_workspace(opened.n_vars, 4),
-        nanoseconds=opened.n_vars * 4.0,
+        nanoseconds=opened.n_vars * (3.0 if counts else 6.0),
         partial_bytes=size,
     )
     fits = Each(
@@ -182,15 +252,13 @@ def bvr_cvr(
         fit_panel,
         uses=("groups",),
         workspace=TileWorkspace(0, 2 * size),
+        nanoseconds=PANEL * 1e7,
         n_items=-(-opened.n_vars // PANEL),
         collect=join,
     )
     program = Program("bvr_cvr", (sums, fits), results=_values)
-    if isinstance(opened, AnnDataData):
-        values = run_in_memory(program, InProcess())
-    else:
-        with executor_for(client, opened.n_obs) as executor:
-            values = run_in_memory(program, executor)
+    with executor_of(opened, client) as executor:
+        values = run_in_memory(program, executor)
     return _table(values, opened.var_names)
 
 
@@ -202,7 +270,7 @@ def _values(values: Any) -> dict[str, Any]:
     }
 
 
-def _table(values: dict[str, np.ndarray], names: np.ndarray) -> pd.DataFrame:
+def _table(values: Arrays, names: np.ndarray) -> pd.DataFrame:
     columns = {
         "bvr": values["bvr"],
         "cvr": values["cvr"],

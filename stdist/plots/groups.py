@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdist.graph import Program, Reduce
+from stdist.kernels.group_sums import sum_by_group
 from stdist.methods.data import open_data
-from stdist.plots.passes import add_by, gene_columns, layer_reads, run_pass, stacked
+from stdist.plots.passes import gene_columns, layer_reads, run_pass, stacked
 from stdist.plots.style import (
     GROUPS,
     INK,
@@ -141,7 +142,7 @@ def sum_tile(
         axis=1,
     )
     return {
-        "counts": add_by(group, n_groups, dense).reshape(*shape, -1),
+        "counts": sum_by_group(group, n_groups, dense).reshape(*shape, -1),
         "depth": np.bincount(group[kept], depth[kept], n_groups).reshape(shape),
         "cells": np.bincount(group[kept], minlength=n_groups).reshape(shape),
         "bins": found.reshape(n_batches, wide, -1),

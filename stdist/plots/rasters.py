@@ -11,8 +11,9 @@ import numpy as np
 
 from stdist.graph import Program, Reduce, by_name
 from stdist.kernels import raster
+from stdist.kernels.group_sums import sum_by_group
 from stdist.methods.data import Data, open_data
-from stdist.plots.passes import add_by, gene_columns, layer_reads, run_pass, stacked
+from stdist.plots.passes import gene_columns, layer_reads, run_pass, stacked
 from stdist.preprocess.bound import tile_workspace
 from stdist.store import InputError
 
@@ -182,7 +183,7 @@ def raster_tile(
         "depth_sum": depth_sum,
         "gene_pixel": gene_pixel,
         "gene_sum": gene_sum,
-        "total": add_by(batch, n_batches, counts),
+        "total": sum_by_group(batch, n_batches, counts),
         "depth": np.bincount(batch[kept], depth[kept], n_batches),
         "n": np.bincount(batch[kept], minlength=n_batches),
     }

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stdist.graph import Program, Reduce
+from stdist.kernels.group_sums import sum_by_group
 from stdist.methods.data import Data
-from stdist.plots.passes import add_by, run_pass
+from stdist.plots.passes import run_pass
 from stdist.preprocess.bound import tile_workspace
 
 N_DRAWN = 3
@@ -61,7 +62,7 @@ def sum_batches(
     rows: tuple[int, int], *, counts: Any, batch: np.ndarray, n_batches: int
 ) -> dict[str, np.ndarray]:
     """Counts of each gene by batch."""
-    return {"counts": add_by(batch, n_batches, counts.astype(np.float64))}
+    return {"counts": sum_by_group(batch, n_batches, counts.astype(np.float64))}
 
 
 def uneven_genes(

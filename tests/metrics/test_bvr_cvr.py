@@ -48,6 +48,41 @@ def test_store_and_memory_agree(real, tmp_path):
     pd.testing.assert_frame_equal(on_disk, stdist.metrics.bvr_cvr(adata, **keys))
 
 
+def test_gaussian_ratios_of_a_rescaled_layer(real, tmp_path):
+    adata = real[0].copy()
+    counts = np.asarray(adata.X, float)
+    values = np.log1p(1e4 * counts / adata.obs["numi"].to_numpy(float)[:, None])
+    adata.layers["log"] = values
+    adata.layers["after"] = 0.5 * values + 3
+    adata.layers["after"][:, 0] = values[:, 0]
+    keys = {"batch_key": "batch", "label_key": "type", "before": "log", "layer": "after"}
+    table = stdist.metrics.bvr_cvr(adata, family="gaussian", **keys)
+    flat = table["no_batch_variance"].to_numpy()
+    np.testing.assert_allclose(table["bvr"][~flat], np.r_[1, [0.25] * 9][~flat], rtol=1e-3)
+    assert table["bvr"][flat].isna().all()
+    total = values.var(axis=0, ddof=1)
+    assert (table["batch_variance_before"][flat] < 2e-3 * total[flat]).all()
+    stdist.io.write(adata, tmp_path / "real.zarr")
+    on_disk = stdist.metrics.bvr_cvr(tmp_path / "real.zarr", family="gaussian", **keys)
+    pd.testing.assert_frame_equal(on_disk, table)
+
+
+def test_genes_at_the_floor_have_no_ratio():
+    rng = np.random.default_rng(0)
+    kind, batch = rng.integers(0, 4, 4000), rng.integers(0, 3, 4000)
+    rates = np.column_stack([np.exp(0.4 * kind), np.exp(0.4 * kind + 0.8 * (batch == 1))])
+    adata = anndata.AnnData(rng.poisson(rates).astype(np.float32))
+    adata.obs["batch"], adata.obs["type"] = batch.astype(str), kind.astype(str)
+    adata.obs["one"] = 1.0
+    adata.layers["after"] = adata.X
+    keys = {"batch_key": "batch", "label_key": "type", "layer": "after"}
+    table = stdist.metrics.bvr_cvr(adata, depth_key="one", **keys)
+    assert table["no_batch_variance"].tolist() == [True, False]
+    assert np.isnan(table["bvr"].iloc[0])
+    assert table["bvr"].iloc[1] == pytest.approx(1)
+    assert not table["in_zone"].iloc[0]
+
+
 def fractional(adata):
     adata.layers["after"] = adata.layers["after"] + 0.5
 
@@ -62,6 +97,13 @@ def nested(adata):
 
 def one_batch(adata):
     adata.obs["batch"] = "one"
+
+
+def test_the_family_is_checked(real):
+    keys = {"batch_key": "batch", "label_key": "type", "layer": "after"}
+    for options in ({"family": "binomial"}, {"family": "gaussian", "depth_key": "numi"}):
+        with pytest.raises(InputError, match="family"):
+            stdist.metrics.bvr_cvr(real[0], **keys, **options)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from stdist.kernels.array_module import array_module
+from stdist.kernels.group_sums import sum_by_group
 from stdist.kernels.keyed_random import stream_key, uniforms
-from stdist.kernels.moments import membership_sums, row_sums
+from stdist.kernels.moments import row_sums
 from stdist.methods.checks import check_codes, check_counts, check_depth, check_weights
 from stdist.store import InputError
 
@@ -45,16 +46,6 @@ def one_hot(codes: np.ndarray, n_codes: int) -> sparse.csr_matrix:
     """Membership of each code, ``(n_codes, n_cells)``."""
     n = len(codes)
     return sparse.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_codes, n))
-
-
-def sum_by(codes: np.ndarray, n_codes: int, values: Any) -> np.ndarray:
-    """Sum rows of `values` by code, ``(n_codes, n_columns)`` float64; exact for counts."""
-    if array_module(values) is not np:
-        return membership_sums(codes, n_codes, values)
-    if not sparse.issparse(values):
-        values = np.asarray(values, dtype=np.float64)
-    total = one_hot(codes, n_codes) @ values
-    return total.toarray() if sparse.issparse(total) else np.asarray(total)
 
 
 def _depth(counts: Any, depth: np.ndarray | None) -> np.ndarray:
@@ -121,13 +112,13 @@ def sum_strata(
         weighted = one_hot(strata, n_strata).multiply(depth).tocsr() @ counts
         weighted = weighted.toarray() if sparse.issparse(weighted) else weighted
         more |= {
-            "squares": sum_by(strata, n_strata, squares).reshape(*shape, -1),
+            "squares": sum_by_group(strata, n_strata, squares).reshape(*shape, -1),
             "depth_counts": weighted.reshape(*shape, -1),
             "depth_squares": np.bincount(strata, depth**2, n_strata).reshape(shape),
         }
     return {
         **more,
-        "counts": sum_by(strata, n_strata, counts).reshape(*shape, -1),
+        "counts": sum_by_group(strata, n_strata, counts).reshape(*shape, -1),
         "depth": np.bincount(strata, depth, n_strata).reshape(shape),
         "cells": np.bincount(strata, minlength=n_strata).reshape(shape),
         "fitted": np.bincount(strata, depth > 0, n_strata).reshape(shape),
@@ -164,8 +155,8 @@ def sum_clusters(
     cells = np.where(depth > 0, 1.0, 0.0)
     strata = batch * n_clusters + drawn_labels(rows, weights, seed)
     return {
-        "gene_counts": sum_by(batch, n_batches, counts),
-        "mass": sum_by(batch, n_batches, weights),
+        "gene_counts": sum_by_group(batch, n_batches, counts),
+        "mass": sum_by_group(batch, n_batches, weights),
         "gram": weights.T @ weights,
         "cells": np.bincount(strata, cells, n_batches * n_clusters).reshape(n_batches, n_clusters),
         "n": np.int64(len(batch)),

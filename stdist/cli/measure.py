@@ -1,0 +1,104 @@
+"""Measures from the command line: tables that add nothing to the store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stdist.cli.options import (
+    cluster_options,
+    executor,
+    method_options,
+    read_parameters,
+)
+
+MEASURES = {
+    "bvr-cvr": ("bvr_cvr", "--layer crescendo --batch-key batch --label-key cell_type"),
+    "hvg-conservation": ("hvg_conservation", "--layer crescendo"),
+    "morans-i": ("morans_i", "--slice-key batch --radius 30"),
+    "sci": ("sci", "--label-key cell_type --slice-key batch --pairs pairs.csv"),
+    "ligand-receptor": (
+        "ligand_receptor",
+        "--label-key cell_type --pairs pairs.csv --layers X,crescendo",
+    ),
+}
+
+
+@click.group("measure")
+def measure() -> None:
+    """Measure a correction, or what neighbouring cells express."""
+
+
+class _Measure(click.Command):
+    """A command whose options come from the measure's function when it is used."""
+
+    def __init__(self, name: str, function: str, example: str) -> None:
+        super().__init__(
+            name,
+            params=[
+                click.Argument(["store"], type=click.Path(path_type=Path)),
+                click.Option(["--output"], type=click.Path(path_type=Path), help="FILE.csv"),
+            ],
+            callback=self._run,
+            epilog=f"Example: stdist measure {name} cohort.zarr {example} --output table.csv",
+        )
+        self.function, self.complete = function, False
+        cluster_options(self)
+
+    def _public(self) -> Callable[..., Any]:
+        from stdist import metrics
+
+        return getattr(metrics, self.function)  # type: ignore[no-any-return]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.complete:
+            self.params[1:1] = method_options(self._public())
+            text = self._public().__doc__ or ""
+            self.help = text.strip().splitlines()[0]
+            self.complete = True
+        return super().get_params(ctx)
+
+    def _run(self, store: Path, output: Path | None, **options: Any) -> None:
+        from stdist.store import Store
+
+        Store(store)  # a wrong path is refused before workers start
+        options = read_parameters(click.get_current_context(), None, options)
+        where = {key: options.pop(key) for key in ("client", "workers", "memory")}
+        with executor(**where) as active:
+            found = self._public()(store, client=active.client, **_plain(options))
+        table, note = _table(found)
+        if note:
+            click.echo(note, err=True)
+        table.to_csv(output or sys.stdout)
+        if output is not None:
+            click.echo(str(output))
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the functions take them: pairs A:B, the name X for the main matrix."""
+    import pandas as pd
+
+    if options.get("pairs") is not None:
+        options["pairs"] = pd.read_csv(options["pairs"])
+    if options.get("type_pairs") is not None:
+        options["type_pairs"] = [tuple(pair.split(":")) for pair in options["type_pairs"]]
+    if options.get("layers") is not None:
+        options["layers"] = [None if layer in ("X", None) else layer for layer in options["layers"]]
+    return options
+
+
+def _table(found: Any) -> tuple[Any, str]:
+    if hasattr(found, "to_dataframe"):
+        return found.to_dataframe(), ""
+    if hasattr(found, "score"):
+        return found.genes, f"share of highly variable genes kept: {found.score:.3f}"
+    absent = found.attrs.get("absent")
+    return found, f"{len(absent)} pairs have a gene that is absent" if absent else ""
+
+
+for _name, (_function, _example) in MEASURES.items():
+    measure.add_command(_Measure(_name, _function, _example))
