@@ -86,6 +86,13 @@ PROGRAMS = {
         "k-means labels of an embedding, the same for any blocks",
         "--n-clusters 12",
     ),
+    "harmony": Entry(
+        "stdist.preprocess.harmony_program:build_harmony",
+        "stdist.pp.harmony",
+        "method",
+        "an embedding without batch effects, and soft clusters (Korsunsky et al. 2019)",
+        "--batch-key batch --keep-clusters harmony_clusters",
+    ),
     "crescendo": Entry(
         "stdist.methods.crescendo:build_crescendo",
         "stdist.tl.crescendo",
