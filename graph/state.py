@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import google_crc32c
 import numpy as np
 
 from stdist.store import RunStopped
-from stdist.store.manifest import digest_bytes, temporary_path
+from stdist.store.manifest import temporary_path
+
+CHECKSUM = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class FileState:
         """Write the rows of one block, atomically."""
         path = self._path(name, version, block)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        data = rows.tobytes()
         temporary = temporary_path(path)
         with temporary.open("wb") as file:
-            file.write(digest_bytes(data).encode())
             file.write(data)
+            file.write(_checksum(data))
         temporary.replace(path)
 
     def read(self, name: str, version: int, block: int, like: State) -> np.ndarray:
@@ -72,8 +75,8 @@ class FileState:
             content = path.read_bytes()
         except FileNotFoundError:
             content = b""
-        data = memoryview(content)[32:]
-        if digest_bytes(data).encode() != content[:32]:
+        data = content[:-CHECKSUM]
+        if _checksum(data) != content[-CHECKSUM:]:
             raise RunStopped(
                 "state-altered",
                 f"rows that the run keeps in {name!r} are not what was written",
@@ -87,6 +90,10 @@ class FileState:
         for folder in (Path(self.root) / name).glob("*"):
             if int(folder.name) < version:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checksum(data: bytes) -> bytes:
+    return google_crc32c.value(data).to_bytes(CHECKSUM, "little")
 
 
 @dataclass(eq=False)

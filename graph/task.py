@@ -33,7 +33,10 @@ from stdist.store.manifest import Record, digest_bytes, write_atomically
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What one finished task did: seconds of wall and CPU time, bytes, and peak memory."""
+    """What one finished task did: seconds of wall and CPU time, bytes, and peak memory.
+
+    `read_seconds` and `write_seconds` are parts of `seconds`; the rest is the kernel.
+    """
 
     stage: str
     index: int
@@ -41,6 +44,8 @@ class TaskRecord:
     started: float
     seconds: float
     cpu_seconds: float
+    read_seconds: float
+    write_seconds: float
     bytes_read: int
     bytes_written: int
     peak_bytes: int
@@ -95,6 +100,7 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
     _reset_peak()
     started, wall, cpu = time.time(), time.perf_counter(), time.thread_time()
     facts: dict[str, Any] = {"bytes_read": 0, "bytes_written": 0}
+    facts |= {"read_seconds": 0.0, "write_seconds": 0.0}
     try:
         with threadpool_limits(1), zarr.config.set({"async.concurrency": 4}):
             yield facts
@@ -111,6 +117,8 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         started=started,
         seconds=time.perf_counter() - wall,
         cpu_seconds=time.thread_time() - cpu,
+        read_seconds=facts["read_seconds"],
+        write_seconds=facts["write_seconds"],
         bytes_read=facts["bytes_read"],
         bytes_written=facts["bytes_written"],
         peak_bytes=_peak(),
@@ -140,9 +148,11 @@ def _read(
     state: Recollection | None,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
+    started = time.perf_counter()
     inputs = {name: source.read(*bounds) for name, source in stage.reads.items()}
     if state is not None:
         inputs |= state.read(index)
+    facts["read_seconds"] = time.perf_counter() - started
     facts["bytes_read"] = sum(_nbytes(block) for block in inputs.values())
     return inputs
 
@@ -191,7 +201,9 @@ def run_map_block(
                 raise ValueError(message)
             facts["bytes_written"] += _nbytes(rows)
             contents[output.key] = _contents(rows)
+            written = time.perf_counter()
             files += sink.write(output, index, start, rows, fingerprint)
+            facts["write_seconds"] += time.perf_counter() - written
     record: TaskRecord = facts["record"]
     if done is not None:
         body = {
@@ -250,7 +262,9 @@ def run_reduce_block(
 
         total = memory.give(fold(partials(), stage.combine))
         if state is not None and updated:
+            written = time.perf_counter()
             state.write(index, updated)
+            facts["write_seconds"] = time.perf_counter() - written
             facts["bytes_written"] = sum(t.nbytes for parts in updated.values() for t in parts)
     return total, (facts["record"],)
 

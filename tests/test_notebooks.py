@@ -37,6 +37,9 @@ def test_notebook_is_clean_and_short(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    starmap = ROOT.parent / "shared/data/starmap_visp_2rep.h5ad"
+    if starmap.exists():  # else a simulated cohort takes its place
+        monkeypatch.setenv("STDIST_STARMAP", str(starmap))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = tmp_path / "bin" / "stdist"
     command.parent.mkdir()

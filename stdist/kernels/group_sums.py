@@ -44,7 +44,7 @@ def sum_by_group(
     """
     if array_module(values) is not np:
         power = values.astype(np.float64) ** (2 if squares else 1)
-        return membership_sums(codes, n_groups, power)  # type: ignore[no-any-return]
+        return membership_sums(codes, n_groups, power)
     total = np.zeros((n_groups, values.shape[1]))
     if sparse.issparse(values):
         _add_entries(codes, values.indptr, values.indices, values.data, squares, total)

@@ -73,7 +73,7 @@ def busy_seconds(events: Iterable[TaskRecord]) -> float:
 
     Examples
     --------
-    >>> task = lambda start, seconds: TaskRecord("s", 0, "w", start, seconds, 0.0, 0, 0, 0)
+    >>> task = lambda start, seconds: TaskRecord("s", 0, "w", start, seconds, *[0.0] * 3, 0, 0, 0)
     >>> busy_seconds([task(0.0, 2.0), task(1.0, 2.0), task(9.0, 1.0)])
     4.0
     """

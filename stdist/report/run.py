@@ -92,7 +92,8 @@ class RunFacts:
 
     def batch_key(self, given: str | None) -> str | None:
         """Column of the batches: the given one, else the run's."""
-        return given or self.parameters.get("batch_key")
+        found = given or self.parameters.get("batch_key")
+        return found[0] if isinstance(found, list) else found
 
     def label_key(self, given: str | None) -> str | None:
         """Column of the cell types: the given one, else the labels that the run worked with."""

@@ -32,7 +32,7 @@ class Record:
     shard: tuple[int, ...] | None = None
 
 
-def digest_bytes(data: bytes | memoryview) -> str:
+def digest_bytes(data: bytes) -> str:
     """Hash that binds a file's content (BLAKE2b, 128 bits)."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

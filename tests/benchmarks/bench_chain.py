@@ -37,7 +37,7 @@ def steps(options: argparse.Namespace) -> dict[str, list[str]]:
         ],
         "crescendo": ["run", "crescendo", store, *crescendo, *workers],
         "bvr_cvr": [
-            *("metrics", "bvr-cvr", store, "--layer", "crescendo", "--batch-key", "batch"),
+            *("measure", "bvr-cvr", store, "--layer", "crescendo", "--batch-key", "batch"),
             *("--label-key", "cell_type", "--output", str(options.out / "bvr_cvr.csv"), *workers),
         ],
     }

@@ -147,7 +147,7 @@ def test_a_line_cut_short_spoils_no_other(tmp_path):
 def toy_event():
     from stdist.graph.task import TaskRecord
 
-    return TaskRecord("copy", 0, "here:1", 0.0, 0.0, 0.0, 1, 1, 1)
+    return TaskRecord("copy", 0, "here:1", *[0.0] * 5, 1, 1, 1)
 
 
 def test_a_lost_shard_is_computed_again(store, folder):
