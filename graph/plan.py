@@ -179,7 +179,8 @@ def _plan_stage(
         memory = inputs + 2 * row_bytes * rows + call
     elif isinstance(stage, Reduce):
         tasks = 2 * len(blocks) - 1
-        depth = 2 + int(np.log2(max(1, block_length // TILE_ROWS)))
+        # pending nodes of the tree; what is gathered is there once, and again as it is appended
+        depth = 2 if stage.gathers else 2 + int(np.log2(max(1, block_length // TILE_ROWS)))
         memory = inputs + stage.workspace(min(rows, TILE_ROWS)) + depth * stage.partial_bytes
         updated = sum(program.state[name].row_bytes for name in stage.updates)
         memory += 2 * updated * rows

@@ -102,13 +102,14 @@ class Reduce(Stage):
     """One pass that sums up: partial statistics per tile, combined in a fixed tree.
 
     `combine` merges two neighbours (default: add); `finalize(total, **values)` runs once, on the
-    client, and gives the value of the stage. `partial_bytes` is the size of one partial. Of each
-    state in `updates` the kernel returns, beside its statistics, the tile's new rows.
+    client, and gives the value of the stage. `partial_bytes` is the size of one partial, or, where
+    `gathers` says that partials are appended, of the total. Of each state in `updates` the kernel returns, beside its statistics, the tile's new rows.
     """
 
     combine: Callable[[Any, Any], dict[str, Any]] = add
     finalize: Callable[..., dict[str, Any]] | None = None
     partial_bytes: int = 0
+    gathers: bool = False
     updates: tuple[str, ...] = ()
 
 

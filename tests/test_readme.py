@@ -10,6 +10,7 @@ import click
 import pytest
 
 from stdist.cli.main import _add_methods, cli
+from stdist.cli.measure import MEASURES
 from stdist.methods.registry import PROGRAMS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -23,9 +24,9 @@ def table():
         if name == "filter":
             command = "stdist filter"
         lines.append(f"| `{command}` | `{entry.function}` | {entry.summary} |")
-    lines.append(
-        "| | `stdist.metrics.bvr_cvr` | batch- and cell-type-variance ratios of all genes |"
-    )
+    for name, measure in MEASURES.items():
+        text = measure.summary
+        lines.append(f"| `stdist measure {name}` | `stdist.metrics.{measure.function}` | {text} |")
     return "\n".join(lines)
 
 

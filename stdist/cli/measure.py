@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -16,13 +16,39 @@ from stdist.cli.options import (
     read_parameters,
 )
 
+
+class Entry(NamedTuple):
+    """A measure: its function in `stdist.metrics`, what it says, and an example."""
+
+    function: str
+    summary: str
+    example: str
+
+
 MEASURES = {
-    "bvr-cvr": ("bvr_cvr", "--layer crescendo --batch-key batch --label-key cell_type"),
-    "hvg-conservation": ("hvg_conservation", "--layer crescendo"),
-    "morans-i": ("morans_i", "--slice-key batch --radius 30"),
-    "sci": ("sci", "--label-key cell_type --slice-key batch --pairs pairs.csv"),
-    "ligand-receptor": (
+    "bvr-cvr": Entry(
+        "bvr_cvr",
+        "batch- and cell-type-variance ratios of all genes",
+        "--layer crescendo --batch-key batch --label-key cell_type",
+    ),
+    "hvg-conservation": Entry(
+        "hvg_conservation",
+        "share of the highly variable genes that stay so",
+        "--layer crescendo",
+    ),
+    "morans-i": Entry(
+        "morans_i",
+        "spatial autocorrelation of genes in each slice",
+        "--slice-key batch --radius 30",
+    ),
+    "sci": Entry(
+        "sci",
+        "spatial cross-correlation of genes between neighbouring cell types",
+        "--label-key cell_type --slice-key batch --pairs pairs.csv",
+    ),
+    "ligand-receptor": Entry(
         "ligand_receptor",
+        "ligand-receptor pairs between neighbours, with permutation tests",
         "--label-key cell_type --pairs pairs.csv --layers X,crescendo",
     ),
 }
@@ -36,7 +62,7 @@ def measure() -> None:
 class _Measure(click.Command):
     """A command whose options come from the measure's function when it is used."""
 
-    def __init__(self, name: str, function: str, example: str) -> None:
+    def __init__(self, name: str, entry: Entry) -> None:
         super().__init__(
             name,
             params=[
@@ -44,9 +70,10 @@ class _Measure(click.Command):
                 click.Option(["--output"], type=click.Path(path_type=Path), help="FILE.csv"),
             ],
             callback=self._run,
-            epilog=f"Example: stdist measure {name} cohort.zarr {example} --output table.csv",
+            help=f"{entry.summary[0].upper()}{entry.summary[1:]}.",
+            epilog=f"Example: stdist measure {name} cohort.zarr {entry.example} --output table.csv",
         )
-        self.function, self.complete = function, False
+        self.function, self.complete = entry.function, False
         cluster_options(self)
 
     def _public(self) -> Callable[..., Any]:
@@ -57,8 +84,6 @@ class _Measure(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.complete:
             self.params[1:1] = method_options(self._public())
-            text = self._public().__doc__ or ""
-            self.help = text.strip().splitlines()[0]
             self.complete = True
         return super().get_params(ctx)
 
@@ -100,5 +125,5 @@ def _table(found: Any) -> tuple[Any, str]:
     return found, f"{len(absent)} pairs have a gene that is absent" if absent else ""
 
 
-for _name, (_function, _example) in MEASURES.items():
-    measure.add_command(_Measure(_name, _function, _example))
+for _name, _entry in MEASURES.items():
+    measure.add_command(_Measure(_name, _entry))

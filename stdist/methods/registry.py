@@ -97,7 +97,7 @@ PROGRAMS = {
         "stdist.methods.crescendo:build_crescendo",
         "stdist.tl.crescendo",
         "method",
-        "batch-corrected counts per gene (Millard et al. 2025), plain path",
+        "batch-corrected counts per gene (Millard et al. 2025)",
         "--batch-key batch --clusters cell_type",
     ),
 }

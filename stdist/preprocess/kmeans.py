@@ -108,6 +108,7 @@ def kmeans_program(
             reads,
             options={"share": share, "seed": rng},
             combine=concatenate,
+            gathers=True,
             finalize=partial(initial_centres, n_clusters=n_clusters, seed=rng),
             partial_bytes=int(2 * share * data.n_obs) * n_columns * 8,
         ),

@@ -28,7 +28,7 @@ def steps(options: argparse.Namespace) -> dict[str, list[str]]:
     crescendo = ["--batch-key", "batch", "--clusters", "clusters", "--no-report"]
     return {
         "simulate": ["simulate", raw, *size, "--batches", str(options.batches), *workers],
-        "filter": ["filter", raw, store, "--min-counts", "1", *workers],
+        "filter": ["filter", raw, store, "--min-counts", "1", "--min-genes", "1", *workers],
         "normalize_total": ["run", "normalize_total", store, "--log1p", *workers],
         "pca": ["run", "pca", store, "--layer", "normalized", "--n-comps", "20", *workers],
         "harmony": [

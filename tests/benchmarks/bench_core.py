@@ -36,7 +36,8 @@ def resident(process: psutil.Process) -> tuple[int, dict[int, int]]:
 def run(*arguments: str) -> dict[str, float]:
     """Run a command of stdist; return seconds and the peak of all its processes together."""
     started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "stdist", *arguments])
+    command = [sys.executable, "-m", "stdist", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, peak, done = psutil.Process(child.pid), [0, 0], threading.Event()
 
     def watch() -> None:

@@ -144,6 +144,7 @@ def imputing(
         uses,
         {**match.options, "share": min(1.0, DONORS / max(1, n_cells)), "seed": seed},
         combine=concatenate,
+        gathers=True,
         workspace=match.workspace,
         nanoseconds=match.nanoseconds,
         partial_bytes=size,

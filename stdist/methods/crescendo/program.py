@@ -150,10 +150,11 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
         ("groups",),
         {"seed": spec.rng},
         combine=concatenate,
+        gathers=True,
         finalize=trim_sample,
         workspace=bound.tile_bytes(n_clusters),
         nanoseconds=n_clusters * 30.0,
-        partial_bytes=2 * sampled,
+        partial_bytes=sampled,
     )
     size = sampled + 3 * cells * n_columns * FLOAT
     nanoseconds = min(cells, wanted) * max(1.0, n_columns**2 / 900) * 1000.0
