@@ -103,7 +103,8 @@ class Reduce(Stage):
 
     `combine` merges two neighbours (default: add); `finalize(total, **values)` runs once, on the
     client, and gives the value of the stage. `partial_bytes` is the size of one partial, or, where
-    `gathers` says that partials are appended, of the total. Of each state in `updates` the kernel returns, beside its statistics, the tile's new rows.
+    `gathers` says that partials are appended, of the total. Of each state in `updates` the kernel
+    returns, beside its statistics, the tile's new rows.
     """
 
     combine: Callable[[Any, Any], dict[str, Any]] = add
