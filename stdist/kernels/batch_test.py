@@ -269,4 +269,5 @@ def cauchy_combination(p_values: Floats) -> Floats:
     """
     inside = np.clip(p_values, 1e-300, 1.0 - 1e-15)
     statistic = (1.0 / np.tan(np.pi * inside)).mean(axis=0)
-    return np.asarray(np.arctan2(1.0, statistic) / np.pi)
+    combined = np.arctan2(1.0, statistic) / np.pi
+    return np.where((p_values == 1.0).all(axis=0), 1.0, combined)

@@ -30,7 +30,7 @@ def share_without_effect(p_values: ArrayLike, threshold: float = 0.5) -> float:
 
 
 def affected_genes(
-    p_values: ArrayLike, counts: ArrayLike, *, level: float = 0.05, false_share: float = 0.5
+    p_values: ArrayLike, counts: ArrayLike, *, level: float = 0.05, false_share: float = 0.6
 ) -> NDArray[np.bool_]:
     """Genes to correct: in data with batch effects, those of which enough are real.
 

@@ -48,7 +48,9 @@ def power_sums(
         _add_entries(labels, counts.indptr, counts.indices, counts.data, depth, total)
     else:
         _add_rows(labels, np.asarray(counts), depth, total)
-    of_depth = np.stack([np.bincount(labels, depth**q, n_labels) for q in DEPTH_POWERS])
+    of_depth = np.zeros((len(DEPTH_POWERS), n_labels))
+    for total_of_power, q in zip(of_depth, DEPTH_POWERS, strict=True):
+        total_of_power[:] = np.bincount(labels, depth**q, n_labels)
     return np.ascontiguousarray(np.moveaxis(total, 2, 0)), of_depth
 
 

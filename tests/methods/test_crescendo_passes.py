@@ -45,6 +45,8 @@ def cohort():
 def corrected(cohort, **options):
     adata = cohort.copy()
     with pytest.warns(match="genes-empty"):
+        # the dispersion of a gene is that in the sample
+        options = {"quasi_poisson": False} | options
         tl.crescendo(adata, batch_key="slide", clusters="soft", min_cells=20, **options)
     return adata.layers["crescendo"], adata.uns["crescendo"]["coefficients"]
 
@@ -79,5 +81,5 @@ def test_blocks_and_workers_do_not_matter(cohort, tmp_path, client):
         stores.append(store)
     one, two = (open_element(s, "layers/crescendo").read(0, N_CELLS) for s in stores)
     assert (one != two).sum() == 0
-    in_memory, _ = corrected(cohort, fit_cells=None)
+    in_memory, _ = corrected(cohort, fit_cells=None, quasi_poisson=True)
     assert (in_memory != one).sum() == 0

@@ -39,7 +39,7 @@ def crescendo(
     prop: float | None = None,
     min_cells: int = 100,
     merge_threshold: float = 0.99,
-    main_effects: str = "drop",
+    main_effects: str = "fold",
     marginal: str = "arithmetic",
     source_offset: str = "observed",
     target_offset: str | float = "observed",
@@ -47,6 +47,8 @@ def crescendo(
     margin: str = "poisson",
     cap_outliers: bool = True,
     interval: float | None = None,
+    skip_unaffected: bool = True,
+    quasi_poisson: bool = True,
     skip_absent: bool = False,
     impute_missing: bool = False,
     use_rep: str = "X_pca_harmony",
@@ -140,6 +142,12 @@ def crescendo(
     interval
         Mass, such as 0.9, of the central interval of each corrected count given the observed
         one; its ends go to ``layers[key_added + "_lower"]`` and ``"_upper"``.
+    skip_unaffected
+        Return genes that show no batch effect unchanged: a permutation test within clusters,
+        with the false discoveries among all genes of the data bounded.
+    quasi_poisson
+        Weigh the prior by the dispersion of the gene: the more counts scatter, the less they
+        say about batches.
     skip_absent
         Leave genes unchanged that some batch has no count of; they are named in any case.
     impute_missing
@@ -244,6 +252,8 @@ def crescendo(
         margin=margin,
         cap_outliers=cap_outliers,
         interval=interval,
+        skip_unaffected=skip_unaffected,
+        quasi_poisson=quasi_poisson,
         skip_absent=skip_absent,
         impute_missing=impute_missing,
         use_rep=use_rep,

@@ -14,6 +14,7 @@ from stdist.graph.stage import AnyStage
 from stdist.kernels.keyed_random import stream_key
 from stdist.methods.crescendo.depth import TargetDepth
 from stdist.methods.crescendo.design import Kept, kept_covariates
+from stdist.methods.crescendo.effects import judge_genes
 from stdist.methods.crescendo.fit import PANEL, join_panels
 from stdist.methods.crescendo.impute import check_embedding, imputing
 from stdist.methods.crescendo.match import Rule, match_block
@@ -97,6 +98,30 @@ class Bound:
             n_items=-(-len(self.genes) // PANEL),
             collect=join_panels,
         )
+
+    def effects(
+        self,
+        kernel: Any,
+        uses: tuple[str, ...],
+        fixed_bytes: int,
+        nanoseconds: float,
+        options: dict[str, Any] | None = None,
+        n_items: int = 1,
+    ) -> tuple[Each, ...]:
+        """Return the stage that tests genes for a batch effect, if the parameters need it."""
+        if not self.spec.tests_genes:
+            return ()
+        stage = Each(
+            "effects",
+            kernel,
+            uses=uses,
+            options=options or {},
+            workspace=TileWorkspace(0, fixed_bytes),
+            nanoseconds=nanoseconds,
+            n_items=n_items,
+            collect=judge_genes,
+        )
+        return (stage,)
 
     def match(
         self, reads: dict[str, Source], n_columns: int, options: dict[str, Any] | None = None

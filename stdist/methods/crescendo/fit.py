@@ -103,14 +103,18 @@ class Rows:
         return FitSums(self.n_cells, np.stack(counts), np.stack(depth))
 
 
-def estimate(rows: Rows, spec: CrescendoSpec) -> tuple[RidgeFit, np.ndarray | None]:
+def estimate(
+    rows: Rows, spec: CrescendoSpec, dispersion: np.ndarray
+) -> tuple[RidgeFit, np.ndarray | None]:
     """Fit with the penalty that the parameters ask for; also lambda per gene, where there is one.
 
     Without `lam` and `lam_rule`, the prior on the original scale; else the standardised ridge of
-    glmnet, its lambda a number, proportional to the mean count, or the released rule.
+    glmnet, its lambda a number, proportional to the mean count, or the released rule. The prior
+    weighs more in genes whose counts scatter more than Poisson (`dispersion`, ``(n_genes,)``).
     """
     if spec.lam is None and spec.lam_rule is None:
-        return rows.fit(rows.random_effects(spec.prior_sd, spec.cluster_penalty)), None
+        penalty = rows.random_effects(spec.prior_sd, spec.cluster_penalty)
+        return rows.fit(penalty, dispersion), None
     penalty = rows.standardized()
     if spec.lam_rule == "reference":
 
@@ -125,6 +129,20 @@ def estimate(rows: Rows, spec: CrescendoSpec) -> tuple[RidgeFit, np.ndarray | No
     if spec.penalize == "all":
         return rows.fit(penalty, lam), lam
     return _fit_batch_penalty(rows, penalty, lam, spec.cluster_penalty), lam
+
+
+def dispersion_of(effects: Arrays | None, genes: np.ndarray, spec: CrescendoSpec) -> np.ndarray:
+    """Dispersion by which the prior of each gene is weighed; ones where it is not."""
+    if effects is None or not spec.quasi_poisson:
+        return np.ones(len(genes))
+    return np.asarray(effects["dispersion"][genes])
+
+
+def unaffected(effects: Arrays | None, genes: np.ndarray, spec: CrescendoSpec) -> np.ndarray:
+    """Whether each gene is left as it is, because it shows no batch effect."""
+    if effects is None or not spec.skip_unaffected:
+        return np.zeros(len(genes), dtype=bool)
+    return ~effects["affected"][genes]
 
 
 def _given_lambda(rows: Rows, spec: CrescendoSpec) -> np.ndarray:
@@ -173,12 +191,13 @@ def fit_panel_of_sample(
     genes: np.ndarray,
     spec: CrescendoSpec,
     var_names: np.ndarray,
+    effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells."""
     chosen = genes[item * PANEL : (item + 1) * PANEL]
     rows = rows_of_sample(sample, groups, chosen, spec)
-    result, lam = estimate(rows, spec)
-    return finished(result, lam, rows, groups, chosen, var_names, spec)
+    result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
+    return finished(result, lam, rows, groups, chosen, var_names, spec, effects)
 
 
 def finished(
@@ -189,11 +208,13 @@ def finished(
     chosen: np.ndarray,
     var_names: np.ndarray,
     spec: CrescendoSpec,
+    effects: Arrays | None,
 ) -> Arrays:
     """Everything that matching needs, for the clusters as they were given."""
     absent = absent_genes(groups["gene_counts"][:, chosen], groups["mass"])
+    kept = absent & spec.skip_absent | unaffected(effects, chosen, spec)
     rate = groups["largest_rate"][chosen]
-    found = solution(result, lam, rows.mass, rows.weights, rate, absent, var_names[chosen], spec)
+    found = solution(result, lam, rows.mass, rows.weights, rate, kept, var_names[chosen], spec)
     # members of a merged cluster share its coefficients; dropped clusters have none
     n_kept = rows.weights.shape[1] - rows.n_clusters
     if spec.keep_interactions:
@@ -216,6 +237,7 @@ def fit_panel_of_strata(
     spec: CrescendoSpec,
     var_names: np.ndarray,
     levels: np.ndarray | None = None,
+    effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sums of labelled cells (exactly the fit to all cells).
 
@@ -239,11 +261,12 @@ def fit_panel_of_strata(
         cells=strata["fitted"].ravel()[present],
         strata=(counts, depth) if levels is None else None,
     )
-    result, lam = estimate(rows, spec)
+    result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
     absent = absent_genes(counts.sum(axis=1), mass)
+    kept = absent & spec.skip_absent | unaffected(effects, chosen, spec)
     rate = strata["largest_rate"][chosen]
     shown = weights[strata["cells"].sum(axis=0) > 0]
-    found = solution(result, lam, mass, shown, rate, absent, var_names[chosen], spec)
+    found = solution(result, lam, mass, shown, rate, kept, var_names[chosen], spec)
     if spec.margin == "negative_binomial":
         found["dispersion"] = dispersion_of_strata(strata, chosen, weights, result)
     return found

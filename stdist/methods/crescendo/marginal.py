@@ -60,14 +60,14 @@ def solution(
     mass: np.ndarray,
     weights: np.ndarray,
     largest_rate: np.ndarray,
-    absent: np.ndarray,
+    kept: np.ndarray,
     names: np.ndarray,
     spec: CrescendoSpec,
 ) -> dict[str, Any]:
     """Everything that the correction of a panel of genes needs.
 
-    Genes that are not to be corrected are marked: those whose fit did not converge, those that a
-    batch has no count of, if asked, and those whose rate without batches is far above all that
+    Genes that are not to be corrected are marked: those whose fit did not converge, those to be
+    `kept` as they are, and those whose rate without batches is far above all that
     was observed, if this is a fault of the released marginal.
 
     Raises
@@ -76,7 +76,7 @@ def solution(
         If another marginal has such a rate.
     """
     intercept, coefficients = target_coefficients(result, mass, spec)
-    corrected = result.converged & ~(absent & spec.skip_absent)
+    corrected = result.converged & ~kept
     beyond = exceeding_marginals(intercept, coefficients, weights, largest_rate)
     judged = corrected & ~result.without_counts
     beyond = beyond[judged[beyond[:, 0]]]

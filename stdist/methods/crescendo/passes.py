@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph import Loop, Reduce, add_by_group, concatenate
+from stdist.graph import Each, Loop, Reduce, add_by_group, concatenate
 from stdist.graph.stage import AnyStage
 from stdist.kernels.array_module import array_module
 from stdist.kernels.poisson_newton import Ridge
@@ -16,7 +16,13 @@ from stdist.kernels.poisson_passes import Passes, Sample, advance, pass_moments
 from stdist.kernels.poisson_ridge import RidgeFit
 from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import columns
-from stdist.methods.crescendo.fit import PANEL, estimate, finished, rows_of_sample
+from stdist.methods.crescendo.fit import (
+    PANEL,
+    dispersion_of,
+    estimate,
+    finished,
+    rows_of_sample,
+)
 from stdist.methods.crescendo.sample import trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import cell_depth, sample_cells
@@ -112,11 +118,18 @@ def fill(total: Arrays, *, passes: Arrays, groups: Arrays) -> Arrays:
 
 
 def estimate_panel(
-    item: int, *, sample: Arrays, groups: Arrays, genes: np.ndarray, spec: CrescendoSpec
+    item: int,
+    *,
+    sample: Arrays,
+    groups: Arrays,
+    genes: np.ndarray,
+    spec: CrescendoSpec,
+    effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells, and start the passes there."""
     chosen = genes[item * PANEL : (item + 1) * PANEL]
-    result, _ = estimate(rows_of_sample(sample, groups, chosen, spec), spec)
+    rows = rows_of_sample(sample, groups, chosen, spec)
+    result, _ = estimate(rows, spec, dispersion_of(effects, chosen, spec))
     rate = sample["count_sums"][:, 0, chosen].sum(axis=0) / sample["total_depth"]
     return Passes.begin(result, rate).arrays()
 
@@ -130,6 +143,7 @@ def advance_panel(
     moments: Arrays,
     genes: np.ndarray,
     spec: CrescendoSpec,
+    effects: Arrays | None = None,
 ) -> Arrays:
     """Move a panel of genes by the sums of a pass."""
     own = slice(item * PANEL, (item + 1) * PANEL)
@@ -139,8 +153,9 @@ def advance_panel(
     rows = rows_of_sample(sample, groups, genes[own], spec)
     cells = Sample(rows.weights, rows.batch, rows.depth, rows.n_batches)
     sums = sample["count_sums"][:, :, genes[own]]
-    ridge = Ridge.of(rows.random_effects(spec.prior_sd, spec.cluster_penalty), 1.0)
-    ridges = [ridge] * len(now.converged)
+    penalty = rows.random_effects(spec.prior_sd, spec.cluster_penalty)
+    scales = dispersion_of(effects, genes[own], spec)
+    ridges = [Ridge.of(penalty, float(scale)) for scale in scales]
     return advance(now, moments["moments"][..., own], sums[..., genes[own]], cells, ridges).arrays()
 
 
@@ -153,6 +168,7 @@ def finish_panel(
     genes: np.ndarray,
     spec: CrescendoSpec,
     var_names: np.ndarray,
+    effects: Arrays | None = None,
 ) -> Arrays:
     """Turn the result of the passes into what matching needs."""
     own = slice(item * PANEL, (item + 1) * PANEL)
@@ -168,7 +184,7 @@ def finish_panel(
         gradient_norm=np.full(n_genes, np.nan),
     )
     rows = rows_of_sample(sample, groups, genes[own], spec)
-    return finished(result, None, rows, groups, genes[own], var_names, spec)
+    return finished(result, None, rows, groups, genes[own], var_names, spec, effects)
 
 
 def _panel(passes: Arrays, own: slice) -> Passes:
@@ -181,7 +197,13 @@ def all_converged(previous: Arrays, current: Arrays) -> bool:
 
 
 def fit_to_all_cells(
-    bound: Bound, groups: Reduce, sample: Reduce, n_columns: int, size: int, nanoseconds: float
+    bound: Bound,
+    groups: Reduce,
+    sample: Reduce,
+    effects: tuple[Each, ...],
+    n_columns: int,
+    size: int,
+    nanoseconds: float,
 ) -> tuple[AnyStage, ...]:
     """Return the stages of the fit: sums and a sample, passes until all genes converge, the end.
 
@@ -216,11 +238,14 @@ def fit_to_all_cells(
     )
     # a state of the passes holds nine arrays of coefficients
     size += 18 * (n_batches + 1) * one
-    uses = ("sample", "groups", "passes")
+    tested = tuple(stage.name for stage in effects)
+    uses = ("sample", "groups", "passes", *tested)
+    start = ("sample", "groups", *tested)
     return (
         groups,
         sampled,
-        bound.fit("start", estimate_panel, ("sample", "groups"), size, nanoseconds),
+        *effects,
+        bound.fit("start", estimate_panel, start, size, nanoseconds),
         Loop(
             "passes",
             (moments, bound.fit("advance", advance_panel, (*uses, "moments"), size, nanoseconds)),

@@ -10,6 +10,8 @@ import numpy as np
 from stdist.graph import Map, Program, Reduce, State, by_name, concatenate
 from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import CombinedCodes, KeptColumns, OneHot, level_columns
+from stdist.methods.crescendo.effects import PANEL as EFFECTS_PANEL
+from stdist.methods.crescendo.effects import compare_all_strata, compare_panel_of_sample
 from stdist.methods.crescendo.fit import (
     fit_panel_of_sample,
     fit_panel_of_strata,
@@ -90,16 +92,21 @@ def _labelled(bound: Bound, labels: Labels) -> Program:
             "keys": keys,
             "deviance": spec.lam_rule == "reference",
             "dispersion": spec.margin == "negative_binomial",
+            "effects": spec.tests_genes,
         },
         combine=by_name(largest_rate=np.maximum),
         workspace=bound.tile_bytes(1),
         nanoseconds=n_genes * 4.0,
-        on_device=spec.lam_rule != "reference" and spec.margin == "poisson",
+        on_device=spec.lam_rule != "reference"
+        and spec.margin == "poisson"
+        and not spec.tests_genes,
         partial_bytes=(2 if spec.margin == "poisson" else 4) * size,
     )
-    fit = bound.fit("fit", fit_panel_of_strata, ("strata",), 2 * size, 0.6e6, {"levels": levels})
+    effects = bound.effects(compare_all_strata, ("strata",), 12 * size, n_genes * 2e5)
+    uses = ("strata", *(stage.name for stage in effects))
+    fit = bound.fit("fit", fit_panel_of_strata, uses, 2 * size, 0.6e6, {"levels": levels})
     match = bound.match(reads, n_strata, {"stratum_columns": columns})
-    return bound.program((sums, fit, *match), labels.names)
+    return bound.program((sums, *effects, fit, *match), labels.names)
 
 
 def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Program:
@@ -158,13 +165,22 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
     )
     size = sampled + 3 * cells * n_columns * FLOAT
     nanoseconds = min(cells, wanted) * max(1.0, n_columns**2 / 900) * 1000.0
+    effects = bound.effects(
+        compare_panel_of_sample,
+        ("sample", "groups"),
+        sampled + 6 * cells * max(n_columns, EFFECTS_PANEL) * FLOAT,
+        EFFECTS_PANEL * cells * 100.0,
+        {"interactions": spec.keep_interactions},
+        n_items=-(-n_genes // EFFECTS_PANEL),
+    )
     match = bound.match(reads, n_columns)
     clusters = names or [str(k) for k in range(n_clusters)]
     if passes:
-        stages = fit_to_all_cells(bound, groups, sample, n_columns, size, nanoseconds)
+        stages = fit_to_all_cells(bound, groups, sample, effects, n_columns, size, nanoseconds)
         return bound.program((*stages, *match), clusters, {"cell_depth": State((1,), "float64")})
-    fit = bound.fit("fit", fit_panel_of_sample, ("sample", "groups"), size, nanoseconds)
-    return bound.program((groups, sample, fit, *match), clusters)
+    uses = ("sample", "groups", *(stage.name for stage in effects))
+    fit = bound.fit("fit", fit_panel_of_sample, uses, size, nanoseconds)
+    return bound.program((groups, sample, *effects, fit, *match), clusters)
 
 
 def _check_soft(weights: Source, key: str, n_obs: int) -> None:

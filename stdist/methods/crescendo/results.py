@@ -63,6 +63,12 @@ def correction_results(
         total = values["groups"]
         counts, mass = total["gene_counts"], total["mass"]
     status = _status(fit, counts, mass, genes, spec)
+    effects = values.get("effects")
+    if effects is not None:
+        fit = {**fit, "p_value": effects["p_value"][genes], "scatter": effects["dispersion"][genes]}
+        if spec.skip_unaffected:
+            left = genes[~effects["affected"][genes]]
+            status[left[status[left] == "corrected"]] = "no batch effect"
     if spec.impute_missing:
         sums = {name: values[name] for name in ("strata", "groups") if name in values}
         missing = missing_genes(genes, **sums)
@@ -144,7 +150,7 @@ def _coefficients(
         "batch": np.asarray(batches, dtype=str),
         "cluster": np.asarray(clusters, dtype=str),
     }
-    for name in ("lam", "dispersion"):
+    for name in ("lam", "dispersion", "p_value", "scatter"):
         if name in fit:
             variables[name] = ("gene", fit[name])
     if "imputed" in fit:

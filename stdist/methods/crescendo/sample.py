@@ -75,6 +75,7 @@ def trim_sample(total: Arrays, *, groups: Arrays) -> Arrays:
         **covariates,
         "weights": total["weights"][kept] @ groups["membership"],
         "batch": total["batch"][kept],
+        "cluster": total["stratum"][kept] % groups["mass"].shape[1],
         "depth": total["depth"][kept],
         "data": by_gene.data,
         "indices": by_gene.indices.astype(np.int64),

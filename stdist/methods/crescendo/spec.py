@@ -26,6 +26,8 @@ RELEASED = {
     "fit_cells": None,
     "min_cells": 50,
     "merge_threshold": MERGE_THRESHOLD,
+    "skip_unaffected": False,
+    "quasi_poisson": False,
     "skip_absent": False,
     "impute_missing": False,
     "keep": None,
@@ -63,7 +65,7 @@ class CrescendoSpec:
     prop: float | None = None
     min_cells: int = 100
     merge_threshold: float = 0.99
-    main_effects: str = "drop"
+    main_effects: str = "fold"
     marginal: str = "arithmetic"
     source_offset: str = "observed"
     target_offset: str | float = "observed"
@@ -71,6 +73,8 @@ class CrescendoSpec:
     margin: str = "poisson"
     cap_outliers: bool = True
     interval: float | None = None
+    skip_unaffected: bool = True
+    quasi_poisson: bool = True
     skip_absent: bool = False
     impute_missing: bool = False
     use_rep: str = "X_pca_harmony"
@@ -228,7 +232,16 @@ class CrescendoSpec:
     @property
     def all_cells(self) -> bool:
         """Whether the normal prior is fitted to all cells, in passes (a ridge gathers them)."""
-        return self.share == 1.0 and self.lam is None and self.lam_rule is None
+        return self.share == 1.0 and self._has_prior
+
+    @property
+    def tests_genes(self) -> bool:
+        """Whether genes are tested for a batch effect before the fit."""
+        return self.skip_unaffected or (self.quasi_poisson and self._has_prior)
+
+    @property
+    def _has_prior(self) -> bool:
+        return self.lam is None and self.lam_rule is None
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able values."""

@@ -11,6 +11,7 @@ from stdist.kernels.array_module import array_module
 from stdist.kernels.group_sums import sum_by_group
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.kernels.moments import row_sums
+from stdist.kernels.power_sums import power_sums
 from stdist.methods.checks import check_codes, check_counts, check_depth, check_weights
 from stdist.store import InputError
 
@@ -96,6 +97,7 @@ def sum_strata(
     keys: Keys,
     deviance: bool = False,
     dispersion: bool = False,
+    effects: bool = False,
 ) -> Arrays:
     """Sums over (batch, label) strata: all that the fit of labelled cells needs."""
     check_counts(counts, rows)
@@ -106,6 +108,9 @@ def sum_strata(
     strata, shape = batch * n_labels + labels, (n_batches, n_labels)
     n_strata = n_batches * n_labels
     more = {"saturated": saturated(counts, depth)} if deviance else {}
+    if effects:
+        powers, depth_powers = power_sums(labels, n_labels, counts, depth)
+        more |= {"powers": powers, "depth_powers": depth_powers}
     if dispersion:
         squares = counts.astype(np.float64)
         squares = squares.multiply(squares).tocsr() if sparse.issparse(counts) else squares**2

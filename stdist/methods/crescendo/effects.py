@@ -1,0 +1,63 @@
+"""Which genes have a batch effect at all, and how much their counts scatter: before any fit."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from stdist.kernels.batch_test import BatchTest, compare_batches, compare_strata
+from stdist.kernels.false_discovery import affected_genes
+from stdist.methods.crescendo.design import columns
+
+Arrays = dict[str, Any]
+PANEL = 64
+"""Genes of one testing task."""
+
+
+def compare_panel_of_sample(
+    item: int, *, sample: Arrays, groups: Arrays, interactions: bool
+) -> Arrays:
+    """Test a panel of genes on the sampled cells; kept columns are part of the null model."""
+    chosen = slice(item * PANEL, (item + 1) * PANEL)
+    arrays = (sample["data"], sample["indices"], sample["indptr"])
+    shape = (len(sample["depth"]), len(groups["largest_rate"]))
+    counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
+    found = compare_batches(
+        counts,
+        columns(sample["weights"], sample.get("kept"), interactions),
+        sample["batch"],
+        sample["depth"],
+        sample["cluster"],
+        len(groups["mass"]),
+    )
+    return _tested(found, groups["gene_counts"].sum(axis=0)[chosen])
+
+
+def compare_all_strata(item: int, *, strata: Arrays) -> Arrays:
+    """Test all genes on sums of labelled cells (within kept levels, where some are kept)."""
+    found = compare_strata(
+        strata["counts"],
+        strata["depth"],
+        strata["fitted"],
+        strata["powers"],
+        strata["depth_powers"],
+    )
+    return _tested(found, strata["counts"].sum(axis=(0, 1)))
+
+
+def _tested(found: BatchTest, counts: np.ndarray) -> Arrays:
+    return {field.name: getattr(found, field.name) for field in fields(found)} | {"counts": counts}
+
+
+def judge_genes(parts: list[Arrays]) -> Arrays:
+    """Join the panels, and say which genes of the data are affected.
+
+    All genes are judged together, whichever were asked for: the result of a gene does not depend
+    on that.
+    """
+    total = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    p_values = np.where(total["counts"] > 0, total["p_value"], np.nan)
+    return total | {"affected": affected_genes(p_values, total["counts"])}
