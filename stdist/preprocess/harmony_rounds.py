@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stdist.graph import Loop, Map, Reduce, State, by_name
+from stdist.kernels.array_module import array_module
 from stdist.kernels.harmony_cells import corrected_rows, soft_clusters
 from stdist.kernels.harmony_rounds import (
     after_correction,
@@ -96,7 +97,7 @@ def correct_tile(
     settings: Settings,
 ) -> dict[str, Any]:
     """Correct the rows of a tile; sums for the first round."""
-    values = np.ascontiguousarray(values, np.float32)
+    values = array_module(values).ascontiguousarray(values, np.float32)
     new, sums = correct_pass(values, unit, strata, harmony, settings)
     return {"unit": new, **sums}
 
@@ -113,7 +114,7 @@ def round_tile(
     """Sums of a tile in an inner round; `before` is the value of the stage before."""
     (state,) = before.values()
     if values is not None:
-        values = np.ascontiguousarray(values, np.float32)
+        values = array_module(values).ascontiguousarray(values, np.float32)
     return round_pass(unit, strata, state, settings, values)
 
 
@@ -138,7 +139,7 @@ def write_tile(
 ) -> dict[str, np.ndarray]:
     """Corrected rows and soft clusters."""
     tables = assignment(harmony, settings)
-    values = np.ascontiguousarray(values, np.float32)
+    values = array_module(values).ascontiguousarray(values, np.float32)
     corrected = corrected_rows(values, unit, strata, tables, harmony["shift"])
     return {"corrected": corrected} | (
         {"clusters": soft_clusters(unit, strata, tables)} if clusters else {}
@@ -222,6 +223,7 @@ class Stages:
             nanoseconds=2.5 * self.n_clusters * (1 + self.values.shape[1] / 10),
             partial_bytes=self._table_bytes(self.values.shape[1]),
             recalls=("unit",),
+            on_device=True,
             updates=("unit",),
         )
 
@@ -240,6 +242,7 @@ class Stages:
             nanoseconds=self.n_clusters * (1 + n_dims / 15),
             partial_bytes=self._table_bytes(sums),
             recalls=("unit",),
+            on_device=True,
         )
 
     def _write(self) -> Map:
@@ -253,4 +256,5 @@ class Stages:
             nanoseconds=2.0 * self.n_clusters * (1 + self.values.shape[1] / 10),
             writes=self.writes,
             recalls=("unit",),
+            on_device=True,
         )
