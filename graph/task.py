@@ -6,7 +6,6 @@ shards, and writes its record last.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
@@ -60,11 +59,18 @@ class ValueReference:
 
     def load(self, memory: Memory = HOST) -> Arrays:
         """Return the arrays."""
-        return _load_value(self.path, self.digest, memory)
+        key = self, memory
+        loaded = _LOADED.get(key)
+        if loaded is None:
+            loaded = _LOADED[key] = _read_value(self.path, self.digest, memory)
+        return loaded
 
 
-@functools.lru_cache(maxsize=8)
-def _load_value(path: str, digest: str, memory: Memory) -> Arrays:
+_LOADED: dict[tuple[ValueReference, Memory], Arrays] = {}
+"""Values that this worker's current stage uses; those of stages that are over are dropped."""
+
+
+def _read_value(path: str, digest: str, memory: Memory) -> Arrays:
     data = Path(path).read_bytes()
     if digest_bytes(data) != digest:
         raise RunStopped(
@@ -81,8 +87,11 @@ Values = Mapping[str, ValueReference | Arrays]
 
 
 def load_values(values: Values, names: tuple[str, ...], memory: Memory = HOST) -> dict[str, Arrays]:
-    """Resolve the named values."""
+    """Resolve the named values, and let go of all others."""
     found = {name: values[name] for name in names}
+    wanted = {(v, memory) for v in found.values() if isinstance(v, ValueReference)}
+    for key in [key for key in list(_LOADED) if key not in wanted]:
+        _LOADED.pop(key, None)
     return {
         n: v.load(memory) if isinstance(v, ValueReference) else memory.take(v)
         for n, v in found.items()
