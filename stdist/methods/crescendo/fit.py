@@ -19,7 +19,7 @@ from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import saturated
 
 Arrays = dict[str, Any]
-PANEL = 32
+PANEL = 8
 """Genes of one fitting task."""
 
 
