@@ -156,7 +156,7 @@ def advance_panel(
     penalty = rows.random_effects(spec.prior_sd, spec.cluster_penalty)
     scales = dispersion_of(effects, genes[own], spec)
     ridges = [Ridge.of(penalty, float(scale)) for scale in scales]
-    return advance(now, moments["moments"][..., own], sums[..., genes[own]], cells, ridges).arrays()
+    return advance(now, moments["moments"][..., own], sums, cells, ridges).arrays()
 
 
 def finish_panel(
