@@ -40,7 +40,7 @@ def test_convert_plan_run_status_verify_report_on_real_slides(shared, tmp_path, 
     plan = json.loads(text.out)
     assert code == 0
     assert plan["fits"]
-    assert [stage["name"] for stage in plan["stages"]][:2] == ["strata", "fit"]
+    assert [stage["name"] for stage in plan["stages"]][:2] == ["strata", "effects"]
     assert (tmp_path / "graph.svg").read_text().startswith("<svg")
     code, _ = run("run", *what, capsys=capsys)
     assert code == 0
