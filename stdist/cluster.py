@@ -114,11 +114,15 @@ def _owning_client() -> type[Client]:
     class OwningClient(Client):
         """A client that, when it closes, closes the cluster that was started for it."""
 
+        _closed_cluster = False
+
         def close(self, *args: Any, **options: Any) -> None:
             try:
                 super().close(*args, **options)
             finally:
-                if self.cluster is not None:
+                # once: the garbage collector closes again, maybe within a lock of the cluster's
+                if self.cluster is not None and not self._closed_cluster:
+                    self._closed_cluster = True
                     self.cluster.close()
 
     return OwningClient
