@@ -1,0 +1,138 @@
+"""Open data sets with the fixture's genes and clusters, nulls, and tiles with a known effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+OPEN = (
+    "starmap_visp_2rep",
+    "mousebrain_st_hippo1to4",
+    "glioblastoma_panobinostat",
+    "pbmc_ifn_kang",
+    "breast_xenium_tiles12",
+)
+NULLS = (
+    ("starmap_visp_2rep", "BY3"),
+    ("mousebrain_st_hippo1to4", "Hippo2"),
+    ("pbmc_ifn_kang", "ctrl101"),
+    ("breast_xenium_tiles12", "tile_bulbasaur"),
+)
+"""Data set and the batch whose cells get fake batches."""
+KNOWN = {
+    "genes": (2, 0.5, 0.0, 1.0),
+    "genes and types": (2, 0.4, 0.3, 1.0),
+    "weak, 3 batches": (3, 0.25, 0.15, 1.0),
+    "a third of the genes": (2, 0.6, 0.0, 0.3),
+}
+"""Known effects: batches, sd per gene, sd per gene and type, share of genes (log scale)."""
+
+
+@dataclass
+class Case:
+    """Counts of all genes with soft clusters, and the genes that are judged."""
+
+    name: str
+    adata: anndata.AnnData
+    genes: list[str]
+
+    @property
+    def batch(self) -> np.ndarray:
+        """Batch codes."""
+        return self.adata.obs["batch"].cat.codes.to_numpy().astype(np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Cell type codes."""
+        return self.adata.obs["label"].cat.codes.to_numpy().astype(np.int64)
+
+    @property
+    def depth(self) -> np.ndarray:
+        """Total counts of the cells, over all genes that were measured."""
+        if "depth" in self.adata.obs:
+            return self.adata.obs["depth"].to_numpy()
+        return np.maximum(np.asarray(self.adata.X.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+
+    def counts(self, layer: str | None = None) -> np.ndarray:
+        """Counts of the judged genes, dense."""
+        chosen = self.adata[:, self.genes]
+        values = chosen.X if layer is None else chosen.layers[layer]
+        return values.toarray() if sparse.issparse(values) else np.asarray(values)
+
+
+def _codes(values: np.ndarray) -> pd.Categorical:
+    return pd.Categorical(np.asarray(values).astype(str))
+
+
+def open_case(name: str, clusters: str = "R") -> Case:
+    """One of the open data sets; `clusters` is ``R`` or ``R_k10``."""
+    adata = anndata.read_h5ad(SHARED / "data" / f"{name}.h5ad")
+    known = np.load(SHARED / "fixtures" / "crescendo" / "clusters_open.npz")
+    adata.X = sparse.csr_matrix(adata.X).astype(np.float32)
+    adata.obs["batch"] = _codes(adata.obs["batch"])
+    adata.obs["label"] = _codes(known[f"{name}/labels"])
+    adata.obsm = {"R": known[f"{name}/{clusters}"].T.astype(np.float64)}
+    return Case(name, adata, [g.decode() for g in known[f"{name}/genes"].astype("S")])
+
+
+def null_case(name: str, sample: str, n_batches: int, seed: int) -> Case:
+    """Cells of one sample with fake batches drawn within cell types, clusters as they are."""
+    case = open_case(name)
+    own = case.adata[case.adata.obs["batch"] == sample].copy()
+    labels = own.obs["label"].to_numpy()
+    rng = np.random.default_rng(seed)
+    fake = np.zeros(len(labels), dtype=int)
+    for label in np.unique(labels):
+        cells = np.flatnonzero(labels == label)
+        fake[cells] = rng.permutation(np.arange(len(cells)) % n_batches)
+    own.obs["batch"], own.obs["label"] = _codes(fake), _codes(labels)
+    return Case(f"{name} {sample}", own, case.genes)
+
+
+def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray]:
+    """One Xenium tile in random batches with a simulated effect, and its counts without.
+
+    A factor below 1 thins counts; above, every count is repeated and its fraction drawn. Depths
+    and clusters (Harmony, 30 clusters) are those of the changed counts.
+    """
+    import harmonypy
+    from sklearn.decomposition import PCA
+
+    n_batches, of_gene, of_type, share = KNOWN[kind]
+    case = open_case("breast_xenium_tiles12")
+    tile = case.adata[case.adata.obs["batch"] == "tile_bulbasaur"].copy()
+    truth = tile.X.toarray().astype(int)
+    labels = tile.obs["label"].cat.codes.to_numpy()
+    rng = np.random.default_rng(seed)
+    batch = rng.integers(0, n_batches, len(labels))
+    n_genes = truth.shape[1]
+    effect = rng.normal(0, of_gene, (n_batches, 1, n_genes))
+    effect = effect + rng.normal(0, of_type, (n_batches, labels.max() + 1, n_genes))
+    factor = np.exp(effect * (rng.random(n_genes) < share))[batch, labels]
+    whole = np.floor(factor).astype(int)
+    counts = truth * whole + rng.binomial(truth, factor - whole)
+    depth = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    scaled = np.log1p(counts / depth * np.median(depth))
+    scaled = (scaled - scaled.mean(axis=0)) / np.maximum(scaled.std(axis=0), 1e-9)
+    components = PCA(20, random_state=0).fit_transform(np.clip(scaled, -10, 10))
+    found = harmonypy.run_harmony(
+        components,
+        pd.DataFrame({"batch": batch.astype(str)}),
+        "batch",
+        nclust=30,
+        random_state=0,
+        verbose=False,
+    )
+    soft = np.asarray(found.R, dtype=np.float64)
+    soft = soft if len(soft) == len(labels) else soft.T
+    changed = anndata.AnnData(sparse.csr_matrix(counts.astype(np.float32)))
+    changed.obs_names, changed.var_names = tile.obs_names, tile.var_names
+    changed.obs["batch"], changed.obs["label"] = _codes(batch), _codes(labels)
+    changed.obsm["R"] = soft / soft.sum(axis=1, keepdims=True)
+    return Case(kind, changed, case.genes), truth
