@@ -603,7 +603,7 @@ def test_real_slurm(slurmctld, tmp_path):
     store = tmp_path / "cohort.zarr"
     simulate(store, n_cells=20_000, n_genes=30, rng=3)
     shutil.copytree(DEPLOY, tmp_path / "deploy")
-    small = ("--nodes=1", "--ntasks-per-node=2", "--mem-per-cpu=1500", "--time=5")
+    small = ("--nodes=1", "--ntasks-per-node=2", "--mem-per-cpu=1500", "--time=30")
     job = subprocess.run(
         ["sbatch", "--parsable", *small, "deploy/slurm/cpu.sbatch", store.name],
         cwd=tmp_path,
