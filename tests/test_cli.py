@@ -156,6 +156,10 @@ def test_measures_write_tables(cohort, tmp_path, capsys):
                      capsys=capsys)  # fmt: skip
     assert code == 0
     assert names[0] in text.out
+    code, text = run("measure", "sci", cohort, *labels, "--pairs", tmp_path / "none.csv",
+                     capsys=capsys)  # fmt: skip
+    assert code == 2
+    assert "none.csv" in text.err
     code, text = run("measure", "bvr-cvr", cohort, "--batch-key", "batch", capsys=capsys)
     assert code == 2
     assert "label-key" in text.err

@@ -105,10 +105,6 @@ class _Measure(click.Command):
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as the functions take them: pairs A:B, the name X for the main matrix."""
-    import pandas as pd
-
-    if options.get("pairs") is not None:
-        options["pairs"] = pd.read_csv(options["pairs"])
     if options.get("type_pairs") is not None:
         options["type_pairs"] = [tuple(pair.split(":")) for pair in options["type_pairs"]]
     if options.get("layers") is not None:

@@ -13,18 +13,16 @@ from stdist.kernels.correlation_pairs import GenePairs, correlations, neighbor_s
 from stdist.methods.data import open_data
 from stdist.metrics.neighborhoods import (
     ChosenGenes,
-    Slides,
     TypePairs,
     check_size,
     choose_gene_pairs,
     choose_type_pairs,
     no_neighbours,
-    open_slides,
     typed_graph,
 )
 from stdist.metrics.passes import check_positive, executor_of
 from stdist.metrics.strips import Strip, cut_strips, read_strip, strip_bytes
-from stdist.metrics.survey import SlideSources, Survey, survey
+from stdist.metrics.survey import Slides, SlideSources, Survey, open_slides, survey
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import InputError
 
@@ -154,8 +152,8 @@ def sci(
     layer
         Layer with counts; default ``X``.
     pairs
-        Pairs (gene in the cell, gene in its neighbours): a sequence of pairs, or a data frame
-        with these two columns first.
+        Pairs (gene in the cell, gene in its neighbours): a sequence of pairs, or a data frame or
+        the path of a CSV file with these two columns first.
     genes
         In place of `pairs`: all ordered pairs of these genes; default: of all genes.
     type_pairs
@@ -219,16 +217,7 @@ def sci(
     chosen = choose_gene_pairs(opened, pairs, genes)
     slides = open_slides(opened, layer, spatial_key, slice_key, label_key)
     with executor_of(opened, client) as executor:
-        found = survey(
-            opened,
-            slides.sources,
-            chosen.columns,
-            executor,
-            n_slides=len(slides.names),
-            n_types=len(slides.types),
-            keys=slides.keys,
-            counts=normalize,
-        )
+        found = survey(opened, slides, chosen.columns, executor, counts=normalize)
         types = choose_type_pairs(type_pairs, slides.types, found.cells.any(axis=0))
         check_size(len(slides.names), len(types), len(chosen))
         summed = types.with_reverse() if cells == "both" else types

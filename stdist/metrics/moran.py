@@ -14,10 +14,10 @@ from stdist.kernels.spatial_autocorrelation import moran_sums
 from stdist.kernels.spatial_autocorrelation import morans_i as index_of
 from stdist.kernels.spatial_neighbors import nearest_within
 from stdist.methods.data import open_data
-from stdist.metrics.neighborhoods import no_neighbours, open_slides
+from stdist.metrics.neighborhoods import no_neighbours
 from stdist.metrics.passes import check_positive, columns_of, executor_of
 from stdist.metrics.strips import Strip, cut_strips, read_strip, strip_bytes
-from stdist.metrics.survey import SlideSources, survey
+from stdist.metrics.survey import SlideSources, open_slides, survey
 from stdist.preprocess.bound import TileWorkspace
 
 
@@ -113,16 +113,7 @@ def morans_i(
     columns = columns_of(opened, names)
     slides = open_slides(opened, layer, spatial_key, slice_key)
     with executor_of(opened, client) as executor:
-        found = survey(
-            opened,
-            slides.sources,
-            columns,
-            executor,
-            n_slides=len(slides.names),
-            n_types=1,
-            keys=slides.keys,
-            counts=normalize,
-        )
+        found = survey(opened, slides, columns, executor, counts=normalize)
         strips = cut_strips(found, 2 * radius, radius)
         most = max(strip_bytes(strip, opened.n_vars) for strip in strips)
         stage = Each(

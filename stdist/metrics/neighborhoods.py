@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,45 +15,10 @@ from stdist.kernels.spatial_neighbors import nearest_of_other_types
 from stdist.methods.data import Data
 from stdist.metrics.passes import columns_of
 from stdist.metrics.strips import StripCells
-from stdist.metrics.survey import SlideSources
 from stdist.store import InputError
 
 MOST_RESULTS = 2**27
 """Numbers of a result that are kept in memory at once."""
-
-
-@dataclass(frozen=True)
-class Slides:
-    """Sources of the slides, and the names of slides and types (one of each where not asked)."""
-
-    sources: SlideSources
-    names: list[str]
-    types: list[str]
-    keys: tuple[str, str, str]
-
-
-def open_slides(
-    opened: Data,
-    layer: str | None,
-    spatial_key: str,
-    slice_key: str | None,
-    label_key: str | None = None,
-) -> Slides:
-    """Find the layer, the coordinates, the slides and the types in the data."""
-    slides = None if slice_key is None else opened.labels(slice_key)
-    labels = None if label_key is None else opened.labels(label_key)
-    sources = SlideSources(
-        opened.matrix(layer),
-        opened.embedding(spatial_key),
-        None if slides is None else slides.codes,
-        None if labels is None else labels.codes,
-    )
-    return Slides(
-        sources,
-        ["all"] if slides is None else slides.names,
-        ["all"] if labels is None else labels.names,
-        (slice_key or "", label_key or "", spatial_key),
-    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +108,27 @@ class ChosenGenes:
         return GenePairs.of(self.x, self.z, len(self.columns))
 
 
+def read_pairs(pairs: Any) -> tuple[pd.DataFrame, str]:
+    """Table of pairs, of a CSV file where a path is given; and where it is, for errors.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    if not isinstance(pairs, (str, Path)):
+        return pd.DataFrame(pairs), "pairs"
+    try:
+        return pd.read_csv(pairs), str(pairs)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "pairs-unreadable",
+            f"the table of pairs cannot be read ({error})",
+            place=str(pairs),
+            remedy="give a CSV file with a column for each gene of a pair, under a header",
+        ) from error
+
+
 def choose_gene_pairs(opened: Data, pairs: Any, genes: Sequence[str] | None = None) -> ChosenGenes:
     """Pairs as given (two columns), or all ordered pairs of a list of genes, or of all genes.
 
@@ -155,7 +142,15 @@ def choose_gene_pairs(opened: Data, pairs: Any, genes: Sequence[str] | None = No
         columns_of(opened, listed)
         table = pd.MultiIndex.from_product([listed, listed]).to_frame(index=False)
     elif genes is None:
-        table = pd.DataFrame(pairs).iloc[:, :2].astype(str)
+        table, place = read_pairs(pairs)
+        if table.shape[1] < 2:
+            raise InputError(
+                "pairs-columns",
+                f"the table of pairs has {table.shape[1]} columns",
+                place=place,
+                remedy="give two: the gene in the cell, and that in its neighbours",
+            )
+        table = table.iloc[:, :2].astype(str)
     else:
         raise InputError(
             "parameter-conflict",

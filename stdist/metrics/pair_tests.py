@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,18 +25,17 @@ from stdist.kernels.keyed_random import stream_key
 from stdist.methods.data import Data, open_data
 from stdist.metrics.neighborhoods import (
     ChosenGenes,
-    Slides,
     TypePairs,
     check_size,
     choose_gene_pairs,
     choose_type_pairs,
     no_neighbours,
-    open_slides,
+    read_pairs,
     typed_graph,
 )
 from stdist.metrics.passes import check_positive, executor_of
 from stdist.metrics.strips import Strip, StripCells, cut_strips, read_strip, strip_bytes
-from stdist.metrics.survey import Survey, survey
+from stdist.metrics.survey import Slides, Survey, open_slides, survey
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import InputError
 
@@ -274,16 +272,7 @@ def _score_layer(
     settings: dict[str, Any],
     executor: Any,
 ) -> pd.DataFrame:
-    found = survey(
-        opened,
-        slides.sources,
-        genes.columns,
-        executor,
-        n_slides=len(slides.names),
-        n_types=len(slides.types),
-        keys=slides.keys,
-        counts=True,
-    )
+    found = survey(opened, slides, genes.columns, executor, counts=True)
     types = choose_type_pairs(type_pairs, slides.types, found.cells.any(axis=0))
     check_size(len(slides.names), len(types), len(genes))
     strips = cut_strips(found, 0.0, settings["radius"], whole=True)
@@ -328,19 +317,7 @@ def _most_bytes(found: Survey, strips: list[Strip], genes: ChosenGenes, n_vars: 
 
 
 def _chosen_pairs(opened: Data, pairs: Any) -> tuple[ChosenGenes, list[tuple[str, str]]]:
-    place = "pairs"
-    if isinstance(pairs, (str, Path)):
-        place = str(pairs)
-        try:
-            pairs = pd.read_csv(pairs)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "pairs-unreadable",
-                f"the table of pairs cannot be read ({error})",
-                place=place,
-                remedy="give a CSV file with the columns ligand and receptor",
-            ) from error
-    table = pd.DataFrame(pairs)
+    table, place = read_pairs(pairs)
     if not {"ligand", "receptor"} <= set(table.columns):
         raise InputError(
             "pairs-columns",

@@ -34,6 +34,43 @@ class SlideSources:
 
 
 @dataclass(frozen=True)
+class Slides:
+    """Sources of the slides, and the names of slides and types (one of each where not asked).
+
+    `keys` are the names of the slide's, the type's and the coordinates' entry, for errors.
+    """
+
+    sources: SlideSources
+    names: list[str]
+    types: list[str]
+    keys: tuple[str, str, str]
+
+
+def open_slides(
+    opened: Data,
+    layer: str | None,
+    spatial_key: str,
+    slice_key: str | None,
+    label_key: str | None = None,
+) -> Slides:
+    """Find the layer, the coordinates, the slides and the types in the data."""
+    slides = None if slice_key is None else opened.labels(slice_key)
+    labels = None if label_key is None else opened.labels(label_key)
+    sources = SlideSources(
+        opened.matrix(layer),
+        opened.embedding(spatial_key),
+        None if slides is None else slides.codes,
+        None if labels is None else labels.codes,
+    )
+    return Slides(
+        sources,
+        ["all"] if slides is None else slides.names,
+        ["all"] if labels is None else labels.names,
+        (slice_key or "", label_key or "", spatial_key),
+    )
+
+
+@dataclass(frozen=True)
 class Survey:
     """What the strips follow from.
 
@@ -55,21 +92,16 @@ class Survey:
 
 def survey(
     opened: Data,
-    sources: SlideSources,
+    slides: Slides,
     columns: np.ndarray,
     executor: Any,
     *,
-    n_slides: int,
-    n_types: int,
-    keys: tuple[str, str, str],
     counts: bool,
 ) -> Survey:
     """Two passes over the cells: rows, corners, depths and types; then stripes.
 
     Parameters
     ----------
-    keys
-        Names of the slide's, the type's and the coordinates' entry, for errors.
     counts
         True where the layer must hold counts (it will be normalised).
 
@@ -78,6 +110,8 @@ def survey(
     InputError
         If coordinates, labels or values are wrong; names the row.
     """
+    sources, keys = slides.sources, slides.keys
+    n_slides, n_types = len(slides.names), len(slides.types)
     if len(sources.spatial.shape) != 2 or sources.spatial.shape[1] < 2:
         raise InputError(
             "spatial-shape",
