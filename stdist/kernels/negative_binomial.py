@@ -14,8 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stdist.kernels.keyed_random import row_hash, uniform_of_hash
+from stdist.kernels.poisson_quantile import LARGE_MEAN, deviance, stirling_error
 
-LARGE_MEAN = 128.0
 _BULK = 0.99999  # the outlier cap is one above this quantile
 _LOG_TAIL = math.log(1e-5)
 _LOG_HALF = -math.log(2.0)
@@ -26,30 +26,9 @@ _TINY = 1e-300
 
 @njit(error_model="numpy", cache=True)
 def _stirling_error(x: float) -> float:
-    """``ln Gamma(x + 1) - [(x + 1/2) ln x - x + ln(2 pi) / 2]``."""
-    if x < 16.0:
-        return math.lgamma(x + 1.0) - (x + 0.5) * math.log(x) + x - _HALF_LOG_TWO_PI
-    r = 1.0 / (x * x)
-    series = 1.0 / 1260 - r * (1.0 / 1680 - r * (1.0 / 1188 - r * (691.0 / 360360)))
-    return (1.0 / 12 - r * (1.0 / 360 - r * series)) / x
-
-
-@njit(error_model="numpy", cache=True)
-def _deviance(x: float, mean: float) -> float:
-    """``x ln(x / mean) + mean - x`` without cancellation."""
-    if abs(x - mean) >= 0.1 * (x + mean):
-        return x * math.log(x / mean) + mean - x
-    v = (x - mean) / (x + mean)
-    total = (x - mean) * v
-    term = 2.0 * x * v
-    previous = total + 1.0
-    divisor = 3.0
-    while total != previous:
-        previous = total
-        term *= v * v
-        total += term / divisor
-        divisor += 2.0
-    return total
+    if x >= 16.0:
+        return stirling_error(x)
+    return math.lgamma(x + 1.0) - (x + 0.5) * math.log(x) + x - _HALF_LOG_TWO_PI
 
 
 @njit(error_model="numpy", cache=True)
@@ -74,7 +53,7 @@ def log_probability(x: float, mean: float, dispersion: float) -> float:
     n = x + size
     p = 1.0 / (1.0 + dispersion * mean)
     log_binomial = _stirling_error(n) - _stirling_error(x) - _stirling_error(size)
-    log_binomial -= _deviance(size, n * p) + _deviance(x, n * (dispersion * mean * p))
+    log_binomial -= deviance(size, n * p) + deviance(x, n * (dispersion * mean * p))
     # Loader (2000): size / n times the binomial probability of size in n
     return 0.5 * math.log(size / (n * x)) - _HALF_LOG_TWO_PI + log_binomial
 

@@ -23,6 +23,33 @@ _EPSILON = 2.0**-54
 
 
 @njit(error_model="numpy")
+def stirling_error(x: float) -> float:
+    """Log of Gamma(x + 1) less Stirling's formula, for x >= 16."""
+    r = 1.0 / (x * x)
+    series = 1.0 / 1260 - r * (1.0 / 1680 - r * (1.0 / 1188 - r * (691.0 / 360360)))
+    return (1.0 / 12 - r * (1.0 / 360 - r * series)) / x
+
+
+@njit(error_model="numpy")
+def deviance(x: float, mean: float) -> float:
+    """``x ln(x / mean) + mean - x`` without cancellation."""
+    difference = x - mean
+    if abs(difference) >= 0.1 * (x + mean):
+        return x * (log(x) - log(mean)) - difference
+    v = difference / (x + mean)
+    term = 2.0 * x * v
+    total = difference * v
+    previous = total + 1.0
+    divisor = 3.0
+    while total != previous:
+        previous = total
+        term *= v * v
+        total += term / divisor
+        divisor += 2.0
+    return total
+
+
+@njit(error_model="numpy")
 def _log_pmf(x: float, mean: float) -> float:
     """Log of the Poisson probability of x, by Loader's (2000) saddle point for x >= 16."""
     if x == 0.0:
@@ -34,25 +61,7 @@ def _log_pmf(x: float, mean: float) -> float:
             factorial *= factor
             factor += 1.0
         return x * log(mean) - mean - log(factorial)
-    r = 1.0 / (x * x)
-    stirling = 1.0 / 1260 - r * (1.0 / 1680 - r * (1.0 / 1188 - r * (691.0 / 360360)))
-    stirling = (1.0 / 12 - r * (1.0 / 360 - r * stirling)) / x
-    difference = x - mean
-    if abs(difference) < 0.1 * (x + mean):
-        # x ln(x / mean) + mean - x without cancellation
-        v = difference / (x + mean)
-        term = 2.0 * x * v
-        deviance = difference * v
-        previous = deviance + 1.0
-        divisor = 3.0
-        while deviance != previous:
-            previous = deviance
-            term *= v * v
-            deviance += term / divisor
-            divisor += 2.0
-    else:
-        deviance = x * (log(x) - log(mean)) - difference
-    return -deviance - stirling - 0.5 * (_LOG_TWO_PI + log(x))
+    return -deviance(x, mean) - stirling_error(x) - 0.5 * (_LOG_TWO_PI + log(x))
 
 
 @njit(error_model="numpy")
