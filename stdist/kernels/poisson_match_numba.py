@@ -1,9 +1,9 @@
 """Numba kernels of :mod:`stdist.kernels.poisson_match` for tiles in host memory.
 
 A tile is handled in panels of genes, so that coefficients and buffers stay in the nearest caches,
-and in three vectorised sweeps and one scalar: means, uniforms, exponentials of the entries left
-open, and their quantiles.  Sums over clusters run in a fixed order for every gene by itself: a
-result does not depend on the other genes or cells of the tile.
+and in vectorised sweeps: means, uniforms, and for the entries left open exponentials and the
+quantiles below 4.  Only the other quantiles are found one by one.  Sums over clusters run in a fixed
+order for every gene by itself: a result does not depend on the other genes or cells of the tile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stdist.kernels.keyed_random import row_hash, uniform_of_hash
-from stdist.kernels.poisson_quantile import matched_count
+from stdist.kernels.poisson_quantile import BULK, LARGE_MEAN, matched_count
 from stdist.kernels.portable_math import exp
 
 MAXIMUM_MEAN = 2.0**31
@@ -26,9 +26,7 @@ BAD_MEAN, NEGATIVE_COUNT, OVERFLOW = 0, 1, 2  # positions in the status
 
 FloatArray = NDArray[np.float64]
 IntegerArray = NDArray[Any]
-Workspace = tuple[
-    FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.int64], FloatArray, FloatArray
-]
+Workspace = tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.int64], FloatArray]
 
 
 @njit(nogil=True, cache=True)
@@ -44,8 +42,7 @@ def _workspace(width: int) -> Workspace:
         np.empty(width),
         np.empty(width, np.bool_),
         np.empty(width, np.int64),
-        np.empty(width),
-        np.empty(width),
+        np.empty((7, width)),
     )
 
 
@@ -60,6 +57,36 @@ def _is_mean(value: float) -> bool:
 
 
 @njit(nogil=True, cache=True)
+def _match_small(entries: FloatArray, n: int) -> None:
+    """Quantiles of entries with counts and results below 4 (row 6), -1 for all others.
+
+    Rows 0 to 5 are counts, uniforms, means and probabilities of zero of the source and the target.
+    The sums are those of :func:`stdist.kernels.poisson_quantile.matched_count`, bit for bit.
+    """
+    count, u, source, target = entries[0], entries[1], entries[2], entries[3]
+    source_zero, target_zero, matched = entries[4], entries[5], entries[6]
+    for j in range(n):
+        c, s, t = count[j], source[j], target[j]
+        p0 = source_zero[j]
+        p1 = p0 * s
+        p2 = p1 * (s / 2.0)
+        p3 = p2 * (s / 3.0)
+        below = (p0 + p1) + p2 if c > 2.0 else (p0 + p1 if c > 1.0 else (p0 if c > 0.0 else 0.0))
+        probability = p3 if c > 2.0 else (p2 if c > 1.0 else (p1 if c > 0.0 else p0))
+        q = below + u[j] * probability
+        t0 = target_zero[j]
+        t1 = t0 * t
+        t2 = t1 * (t / 2.0)
+        f1 = t0 + t1
+        f2 = f1 + t2
+        f3 = f2 + t2 * (t / 3.0)
+        small = (c >= 0.0) & (c < 4.0) & (q <= BULK) & (q <= f3) & (s != t)
+        small &= (s <= LARGE_MEAN) & (t <= LARGE_MEAN)
+        x = 3.0 if f2 < q else (2.0 if f1 < q else (1.0 if t0 < q else 0.0))
+        matched[j] = x if small else -1.0
+
+
+@njit(nogil=True, cache=True)
 def _match_panel(
     counts: IntegerArray,
     keys: NDArray[np.uint64],
@@ -71,7 +98,7 @@ def _match_panel(
     workspace: Workspace,
 ) -> None:
     """Match up to width genes of one cell; workspace[0] holds source and then target means."""
-    means, u, is_open, open_genes, source_zero, target_zero = workspace
+    means, u, is_open, open_genes, entries = workspace
     n = counts.size
     width = means.size // 2
     n_bad = 0
@@ -94,23 +121,21 @@ def _match_panel(
         n_open += is_open[g]
     for j in range(n_open):
         g = open_genes[j]
-        source_zero[j] = exp(-means[g])
-        target_zero[j] = exp(-means[width + g])
+        entries[0, j], entries[1, j] = counts[g], u[g]
+        entries[2, j], entries[3, j] = means[g], means[width + g]
+    for j in range(n_open):
+        entries[4, j] = exp(-entries[2, j])
+        entries[5, j] = exp(-entries[3, j])
+    _match_small(entries, n_open)
     maximum = np.iinfo(out.dtype).max
     for j in range(n_open):
         g = open_genes[j]
-        if counts[g] < 0:
+        count, uniform, source, target, source_zero, target_zero, matched = entries[:, j]
+        if count < 0.0:
             _record(status, NEGATIVE_COUNT, position + g)
             continue
-        matched = matched_count(
-            np.float64(counts[g]),
-            means[g],
-            means[width + g],
-            source_zero[j],
-            target_zero[j],
-            u[g],
-            cap,
-        )
+        if matched < 0.0:
+            matched = matched_count(count, source, target, source_zero, target_zero, uniform, cap)
         if matched <= maximum:
             out[g] = np.int64(matched)
         else:

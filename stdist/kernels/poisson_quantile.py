@@ -14,7 +14,7 @@ from numba import njit
 from stdist.kernels.portable_math import log
 
 LARGE_MEAN = 128.0
-_BULK = 0.99999  # the outlier cap is one above this quantile
+BULK = 0.99999  # the outlier cap is one above this quantile
 _LOG_TAIL = -11.512925464970229  # ln 1e-5
 _TAIL_DEVIATE = 4.27  # standard deviations, where the search for the cap starts
 _LOG_HALF = -0.6931471805599453
@@ -211,12 +211,12 @@ def matched_count(
     probability = source_zero
     below = 0.0
     smaller = 0.0
-    while smaller < count and below <= _BULK:
+    while smaller < count and below <= BULK:
         below += probability
         smaller += 1.0
         probability *= source / smaller
     q = below + u * probability
-    if q > _BULK:
+    if q > BULK:
         return _match_tails(count, source, target, u, cap)
     matched = 0.0
     probability = target_zero

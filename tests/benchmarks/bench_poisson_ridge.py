@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
 
-CELLS = [(2_000, 30, 2), (5_000, 100, 10), (20_000, 30, 8), (20_000, 10, 4)]
+CELLS = [(2_000, 30, 2), (5_000, 100, 10), (20_000, 30, 8), (20_000, 10, 4), (160_000, 100, 16)]
 STRATA = [(20, 8), (100, 16)]
 
 
