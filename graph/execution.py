@@ -231,8 +231,10 @@ class Execution:
                 state = self._save(loop.name, {**current, "n_iterations": np.int64(number + 1)})
                 break
             state = self._save(f"{loop.name}.round{number:06d}", current)
-            if self.record is not None and number:
-                self.record.drop_value(f"{loop.name}.round{number - 1:06d}")
+            if self.record is not None:
+                self.record.drop_values(f"{loop.name}.round{number - 1:06d}")
+                for stage in loop.body:
+                    self.record.drop_values(f"{stage.name}.round{number:06d}.item*")
             for name in loop.updates():
                 self.state.drop_before(name, self.versions[name])
         self.prefix = attempt

@@ -49,7 +49,7 @@ class Failure:
 class Executor(Protocol):
     """Runs graphs."""
 
-    def resources(self) -> Resources: ...
+    def resources(self, *, device: bool = True) -> Resources: ...
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
     ) -> tuple[list[Failure], int]: ...
@@ -63,11 +63,11 @@ def is_fatal(error: BaseException) -> bool:
 class InProcess:
     """Runs tasks one after the other in this process: for small data, and for tests."""
 
-    def resources(self) -> Resources:
+    def resources(self, *, device: bool = True) -> Resources:
         """Return this process's share of the machine: three quarters of the free memory."""
-        used, device, device_memory = _offer()
+        used, name, device_memory = _offer(device)
         limits = [int(0.75 * psutil.virtual_memory().available) + used, device_memory]
-        return Resources(1, _smallest(limits), 1, used, device)
+        return Resources(1, _smallest(limits), 1, used, name)
 
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
@@ -133,8 +133,8 @@ class Cluster:
     def __init__(self, client: Any) -> None:
         self.client = client
 
-    def resources(self) -> Resources:
-        """Return the smallest worker.
+    def resources(self, *, device: bool = True) -> Resources:
+        """Return the smallest worker; without `device`, of its host memory alone.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class Cluster:
             ) from None
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         offers = []
-        for offer in self.client.run(_offer, on_error="return").values():
+        for offer in self.client.run(_offer, device, on_error="return").values():
             if isinstance(offer, OSError):
                 continue  # this worker is leaving
             if isinstance(offer, Exception):
@@ -256,9 +256,10 @@ def _running_keys(dask_worker: Any) -> set[str]:
     return set(dask_worker.active_threads.values())
 
 
-def _offer() -> tuple[int, str, int | None]:
-    """Bytes that this process uses, its device and the device's memory."""
-    return psutil.Process().memory_info().rss, *chosen_device()
+def _offer(device: bool) -> tuple[int, str, int | None]:
+    """Bytes that this process uses, its device (if one is asked for) and the device's memory."""
+    used = psutil.Process().memory_info().rss
+    return (used, *chosen_device()) if device else (used, CPU, None)
 
 
 def _smallest(limits: list[int | None]) -> int | None:

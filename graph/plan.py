@@ -183,7 +183,7 @@ def _plan_stage(
         depth = 2 if stage.gathers else 2 + int(np.log2(max(1, block_length // TILE_ROWS)))
         memory = inputs + stage.workspace(min(rows, TILE_ROWS)) + depth * stage.partial_bytes
         updated = sum(program.state[name].row_bytes for name in stage.updates)
-        memory += 2 * updated * rows
+        memory += 3 * updated * rows  # tiles, the block, and its bytes as they are written
         written = updated * stage.n_rows
     else:
         tasks, memory = stage.n_items, stage.workspace(1)

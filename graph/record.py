@@ -85,9 +85,10 @@ class RunRecord:
         """Names of checkpointed values that begin with `prefix`, sorted."""
         return sorted(path.stem for path in (self.folder / "values").glob(f"{prefix}*.npz"))
 
-    def drop_value(self, name: str) -> None:
-        """Remove a checkpoint that is no longer needed."""
-        (self.folder / "values" / f"{name}.npz").unlink(missing_ok=True)
+    def drop_values(self, pattern: str) -> None:
+        """Remove checkpoints that are no longer needed."""
+        for path in (self.folder / "values").glob(f"{pattern}.npz"):
+            path.unlink()
 
     def done_folder(self, stage: str) -> Path:
         """Folder of the records of a stage's finished tasks."""

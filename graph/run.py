@@ -70,8 +70,8 @@ def start(
     assert program.target is not None
     target = program.target
     check_output(program, overwrite)
-    resources = executor.resources()
-    device = program.device(resources.device)
+    resources = executor.resources(device=program.on_device)
+    device = resources.device
     plan = make_plan(program, resources, block_length)
     check_space(program, target)
     run = f"{program.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
@@ -136,7 +136,7 @@ def resume(
 def _check_unchanged(
     program: Program, executor: Executor, facts: Mapping[str, Any], folder: Path
 ) -> None:
-    device = program.device(executor.resources().device)
+    device = executor.resources(device=program.on_device).device
     if fingerprint(program, device) == facts["fingerprint"]:
         return
     changed = "inputs, parameters or library versions are"
@@ -191,8 +191,8 @@ def run_in_memory(
         message = f"program {program.name!r} writes rows: run it on a store, or in process"
         raise ValueError(message)
     check_keys(program)
-    resources = executor.resources()
+    resources = executor.resources(device=program.on_device)
     execution = Execution(program, executor, None, None, progress)
     execution.block_length = make_plan(program, resources, block_length).block_length
-    execution.device = program.device(resources.device)
+    execution.device = resources.device
     return execution.compute_in_memory()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph.device import CPU
 from stdist.graph.reduce import add
 from stdist.graph.state import State
 from stdist.store import TILE_ROWS, Output, Source
@@ -200,9 +199,10 @@ class Program:
             flat += list(stage.body) if isinstance(stage, Loop) else [stage]
         return flat
 
-    def device(self, offered: str) -> str:
-        """Device of a run where workers offer one: the host's if no stage can use another."""
-        return offered if any(stage.on_device for stage in self.block_stages()) else CPU
+    @property
+    def on_device(self) -> bool:
+        """True if some stage can run on a device other than the host's processor."""
+        return any(stage.on_device for stage in self.block_stages())
 
     def outputs(self) -> list[Output]:
         """Every array that the program writes."""

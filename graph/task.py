@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,8 @@ def run_map_block(
     csr = {name for name, output in stage.writes.items() if output.kind == "csr"}
     where = f"block {index} (rows {start}:{stop})"
     with measured(stage.name, index, where) as facts:
+        constants = _constants(stage, values, memory)  # lets go of those of the stage before
         inputs = memory.take(_read(stage, index, bounds, state, facts))
-        constants = _constants(stage, values, memory)
         calls = [bounds] if stage.whole_blocks else list(tiles(start, stop))
         results = [
             memory.give(stage.kernel(rows, **_slice(inputs, start, *rows), **constants), csr)
@@ -258,8 +258,8 @@ def run_reduce_block(
     start, stop = bounds
     memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
-        inputs = memory.take(_read(stage, index, bounds, state, facts))
         constants = _constants(stage, values, memory)
+        inputs = memory.take(_read(stage, index, bounds, state, facts))
         updated: dict[str, list[np.ndarray]] = {name: [] for name in stage.updates}
 
         def partials() -> Iterator[dict[str, Any]]:
@@ -288,4 +288,4 @@ def run_item(stage: Each, item: int, values: Values, device: str) -> Partial:
     memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, item, f"item {item}") as facts:
         result = memory.give(stage.kernel(item, **_constants(stage, values, memory)))
-    return result, (replace(facts["record"]),)
+    return result, (facts["record"],)

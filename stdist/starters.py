@@ -71,7 +71,9 @@ def worker_environment() -> dict[str, str]:
         for name in WORKER_CONFIG
         if name != PRE_SPAWN
     }
-    settings["DASK_STDIST__DEVICE"] = dask.config.get("stdist.device", "cpu")
+    device = dask.config.get("stdist.device", None)
+    if device is not None:  # else the worker's own configuration decides
+        settings["DASK_STDIST__DEVICE"] = device
     return dask.config.get(PRE_SPAWN) | settings
 
 

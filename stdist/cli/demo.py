@@ -82,7 +82,7 @@ def _show(
     echo("2. plan")
     parameters = {"data": str(store), "batch_key": batch_key, "clusters": clusters}
     program = PROGRAMS["crescendo"].build(parameters)
-    show.plan(make_plan(program, executor.resources()))
+    show.plan(make_plan(program, executor.resources(device=program.on_device)))
     echo("3. run Crescendo")
     folder = tl.crescendo(store, batch_key=batch_key, clusters=clusters, client=client)
     assert folder is not None

@@ -244,7 +244,7 @@ def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
             if error.code != "output-exists":
                 raise
             click.echo(f"note: {error}", err=True)
-        found = make_plan(program, active.resources(), block_length)
+        found = make_plan(program, active.resources(device=program.on_device), block_length)
     if graph is not None:
         draw_graph(program, found.block_length, graph)
     if as_json:

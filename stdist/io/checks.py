@@ -124,7 +124,7 @@ def scan_counts(
         partial_bytes=partial_bytes,
     )
     program = Program("check", (stage,), results=_scan_value)
-    plan = make_plan(program, executor.resources(), block_length)
+    plan = make_plan(program, executor.resources(device=program.on_device), block_length)
     found = run_in_memory(program, executor, block_length=plan.block_length, progress=progress)
     _refuse_faults(table, counts, found)
     _refuse_duplicates(table, found.pop("names"))

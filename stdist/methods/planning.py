@@ -52,4 +52,4 @@ def plan(
     """
     bound = build(program, {"data": str(data), **parameters})
     with executor_for(client, Store(data).n_obs) as executor:
-        return make_plan(bound, executor.resources(), block_length)
+        return make_plan(bound, executor.resources(device=bound.on_device), block_length)

@@ -74,8 +74,8 @@ def scaling(target):
 class Fresh(InProcess):
     """Counts the memory that this process holds before its first task."""
 
-    def resources(self):
-        return Resources(1, None, 1, super().resources().reserved)
+    def resources(self, *, device=True):
+        return Resources(1, None, 1, super().resources(device=device).reserved)
 
 
 def main(command, target, n_rows, block_length):

@@ -52,8 +52,8 @@ class Shuffled:
     def __init__(self, seed):
         self.random = random.Random(seed)
 
-    def resources(self):
-        return InProcess().resources()
+    def resources(self, *, device=True):
+        return InProcess().resources(device=device)
 
     def run(self, graph, watched, on_done):
         results, left = {}, dict(graph)

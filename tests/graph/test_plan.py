@@ -119,7 +119,7 @@ def test_blocks_are_chosen_for_memory_and_for_work_for_all():
 
 
 class Small(InProcess):
-    def resources(self):
+    def resources(self, *, device=True):
         return Resources(1, 300 * 2**20, 1, 250 * 2**20)
 
     def run(self, graph, watched, on_done):
@@ -154,7 +154,7 @@ def test_a_small_worker_among_large_ones_decides():
     fake = SimpleNamespace(
         wait_for_workers=lambda n, timeout: None,
         scheduler_info=lambda n_workers: {"workers": workers},
-        run=lambda function, on_error: {
+        run=lambda function, device, on_error: {
             n: (u, "cpu", None) for n, u in zip("abc", (100, 300, 200), strict=True)
         },
     )

@@ -186,9 +186,9 @@ def test_no_task_writes_after_its_run_was_given_up(store, tmp_path, client, monk
 
 def test_an_output_made_meanwhile_is_not_overwritten(store):
     class Overtaken(Never):
-        def resources(self):
+        def resources(self, *, device=True):
             start(toy.scale_program(store, rounds=1), InProcess(), block_length=1024)
-            return super().resources()
+            return super().resources(device=device)
 
     with pytest.raises(InputError) as caught:
         start(toy.scale_program(store), Overtaken(), block_length=1024)
