@@ -160,6 +160,16 @@ def test_measures_write_tables(cohort, tmp_path, capsys):
                      capsys=capsys)  # fmt: skip
     assert code == 2
     assert "none.csv" in text.err
+    few = ["--pairs", pairs, "--n-permutations", 20, "--type-pairs", "type_00:type_01"]
+    for layers in ([], ["--layers", "X"]):
+        code, _ = run("measure", "ligand-receptor", cohort, *labels, *few, *layers,
+                      "--output", table, capsys=capsys)  # fmt: skip
+        assert code == 0
+        assert {"score", "p_value"} <= set(pd.read_csv(table).columns)
+    code, text = run("measure", "sci", cohort, *labels, "--pairs", pairs,
+                     "--type-pairs", "type_00", capsys=capsys)  # fmt: skip
+    assert code == 2
+    assert "type_00" in text.err
     code, text = run("measure", "bvr-cvr", cohort, "--batch-key", "batch", capsys=capsys)
     assert code == 2
     assert "label-key" in text.err

@@ -91,8 +91,9 @@ class _Measure(click.Command):
         from stdist.store import Store
 
         Store(store)  # a wrong path is refused before workers start
-        options = read_parameters(click.get_current_context(), None, options)
-        where = {key: options.pop(key) for key in ("client", "workers", "memory")}
+        merged = read_parameters(click.get_current_context(), None, options)
+        options = {name: value for name, value in merged.items() if value is not None}
+        where = {key: options.pop(key, None) for key in ("client", "workers", "memory")}
         with executor(**where) as active:
             found = self._public()(store, client=active.client, **_plain(options))
         table, note = _table(found)
@@ -105,17 +106,19 @@ class _Measure(click.Command):
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as the functions take them: pairs A:B, the name X for the main matrix."""
-    if options.get("type_pairs") is not None:
+    if "type_pairs" in options:
         options["type_pairs"] = [tuple(pair.split(":")) for pair in options["type_pairs"]]
-    if options.get("layers") is not None:
-        options["layers"] = [None if layer in ("X", None) else layer for layer in options["layers"]]
+    if "layers" in options:
+        options["layers"] = [None if layer == "X" else layer for layer in options["layers"]]
     return options
 
 
 def _table(found: Any) -> tuple[Any, str]:
+    from stdist.metrics.hvg import HvgConservation
+
     if hasattr(found, "to_dataframe"):
         return found.to_dataframe(), ""
-    if hasattr(found, "score"):
+    if isinstance(found, HvgConservation):
         return found.genes, f"share of highly variable genes kept: {found.score:.3f}"
     absent = found.attrs.get("absent")
     return found, f"{len(absent)} pairs have a gene that is absent" if absent else ""

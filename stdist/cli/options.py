@@ -68,6 +68,8 @@ def method_options(function: Callable) -> list[click.Option]:
             continue
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
+        if isinstance(default, tuple):
+            default = None  # the function's own
         options.append(_option(name, hints[name], required, default, texts.get(name, "")))
     return options
 

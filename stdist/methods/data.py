@@ -190,6 +190,9 @@ class AnnDataData:
             )
         if getattr(values, "format", "csr") not in ("csr",):
             values = values.tocsr()
+        if sparse.issparse(values) and not values.has_canonical_format:
+            values = values.copy()
+            values.sum_duplicates()  # two entries of one count are not two counts
         return MemorySource(values)
 
     def embedding(self, key: str) -> Source:

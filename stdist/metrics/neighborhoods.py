@@ -14,11 +14,13 @@ from stdist.kernels.correlation_pairs import GenePairs
 from stdist.kernels.spatial_neighbors import nearest_of_other_types
 from stdist.methods.data import Data
 from stdist.metrics.passes import columns_of
-from stdist.metrics.strips import StripCells
+from stdist.metrics.strips import CROWD, StripCells
 from stdist.store import InputError
 
 MOST_RESULTS = 2**27
 """Numbers of a result that are kept in memory at once."""
+MOST_IN_SQUARE = 2 * CROWD
+"""Cells in a square as wide as the radius above which coordinates cannot be right."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def choose_type_pairs(
             )
         return TypePairs.of(pairs, len(names))
     number = {name: code for code, name in enumerate(names)}
-    wrong = [pair for pair in asked if pair[0] == pair[1] or not set(pair) <= set(number)]
+    wrong = [pair for pair in asked if len(set(pair)) != 2 or not set(pair) <= set(number)]
     if wrong or not asked:
         raise InputError(
             "types-unknown",
@@ -169,7 +171,28 @@ def typed_graph(
     strip: StripCells, radius: float, n_neighbors: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours of other types of a strip's own cells."""
+    check_crowd(strip, radius)
     return nearest_of_other_types(strip.points, strip.types, radius, n_neighbors, strip.own)
+
+
+def check_crowd(strip: StripCells, radius: float) -> None:
+    """Refuse many cells on one spot, whose neighbours would take hours.
+
+    Raises
+    ------
+    InputError
+        With code cells-crowded, and the place.
+    """
+    squares = np.floor(strip.points / radius).astype(np.int64)
+    _, first, n = np.unique(squares @ [2**32, 1], return_index=True, return_counts=True)
+    if n.max(initial=0) > MOST_IN_SQUARE:
+        x, y = strip.points[first[n.argmax()]]
+        raise InputError(
+            "cells-crowded",
+            f"{n.max()} cells lie in one square with edges of {radius:g}",
+            place=f"around ({x:g}, {y:g}) in obsm",
+            remedy="filter out cells without a place of their own, or give a smaller radius",
+        )
 
 
 def check_size(n_slides: int, n_type_pairs: int, n_gene_pairs: int) -> None:
