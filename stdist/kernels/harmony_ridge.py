@@ -36,8 +36,9 @@ def regress(settings: Settings, observed: Floats, sums: Floats) -> Floats:
         for variable in range(strata.n_variables):
             mine = strata.variables == variable
             kept[mine] &= kept[mine].sum(axis=0) >= 2
-    dynamic = settings.ridge is None
-    penalty = DYNAMIC_RIDGE * expected if dynamic else np.full_like(expected, settings.ridge)
+    penalty = DYNAMIC_RIDGE * expected
+    if settings.ridge is not None:
+        penalty = np.repeat(settings.ridge[:, None], expected.shape[1], axis=1)
     solve = _solve_arrowhead if strata.n_variables == 1 else _solve_dense
     return solve(strata, observed, sums, penalty, kept)
 

@@ -126,6 +126,8 @@ class Settings:
         Diversity penalty of each level, ``(n_levels,)``.
     damping
         Share of the old log penalty that an inner round keeps, ``(n_levels,)``, in [0, 1).
+    ridge
+        Penalty of each level in the regression, ``(n_levels,)``; None for the dynamic one.
     """
 
     flavour: Flavour
@@ -133,7 +135,7 @@ class Settings:
     theta: Floats
     damping: Floats
     sigma: float
-    ridge: float | None
+    ridge: Floats | None
     inner_rounds: int
     inner_tolerance: float
     tolerance: float
@@ -165,7 +167,7 @@ def make_settings(
     theta: ArrayLike = 2.0,
     tau: float = 0.0,
     sigma: float = 0.1,
-    ridge: float | None = None,
+    ridge: ArrayLike | None = None,
     damping: float | None = None,
     inner_rounds: int | None = None,
     inner_tolerance: float | None = None,
@@ -177,7 +179,7 @@ def make_settings(
     ----------
     flavour
         ``"harmony1"`` or ``"harmony2"``.
-    theta
+    theta, ridge
         One number, or one per variable.
     tau
         Cells per cluster below which the penalty of a level fades; 0 switches this off.
@@ -197,13 +199,16 @@ def make_settings(
     if tau > 0:
         of_levels = of_levels * -np.expm1(-((strata.level_cells / (n_clusters * tau)) ** 2))
     natural = of_levels / (2 + of_levels)
+    ridge = chosen.ridge if ridge is None else ridge
+    if ridge is not None:
+        ridge = np.broadcast_to(np.asarray(ridge, np.float64), strata.n_variables)[strata.variables]
     return Settings(
         chosen,
         strata,
         theta=of_levels,
         damping=natural if damping is None else np.full_like(natural, damping),
         sigma=sigma,
-        ridge=chosen.ridge if ridge is None else ridge,
+        ridge=ridge,
         inner_rounds=inner_rounds or chosen.inner_rounds,
         inner_tolerance=chosen.inner_tolerance if inner_tolerance is None else inner_tolerance,
         tolerance=chosen.tolerance if tolerance is None else tolerance,

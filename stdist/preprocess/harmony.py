@@ -20,7 +20,7 @@ def harmony(
     flavour: str = "harmony2",
     theta: list[float] | float = 2.0,
     sigma: float = 0.1,
-    lamb: float | None = None,
+    lamb: list[float] | float | None = None,
     tau: float = 0.0,
     n_clusters: int | None = None,
     max_iterations: int = 10,
@@ -64,8 +64,8 @@ def harmony(
     sigma
         Width of the soft clusters.
     lamb
-        Ridge penalty. Default: 0.2 of the expected number of cells of a batch in a cluster
-        (``harmony2``), or 1 (``harmony1``).
+        Ridge penalty, one number or one for each column. Default: 0.2 of the expected number of
+        cells of a batch in a cluster (``harmony2``), or 1 (``harmony1``).
     tau
         Number of cells per cluster below which the penalty of a batch fades; 0 switches this off.
     n_clusters

@@ -202,6 +202,7 @@ class Stages:
             {"values": self.values},
             options={"key": self.key, "share": share, "seed": self.spec.rng},
             combine=by_name(rows=append),
+            gathers=True,
             finalize=partial(
                 start_state, n_clusters=self.n_clusters, seed=self.spec.rng, settings=self.settings
             ),

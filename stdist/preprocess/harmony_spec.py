@@ -31,7 +31,7 @@ class HarmonySpec:
     flavour: str = "harmony2"
     theta: Sequence[float] | float = 2.0
     sigma: float = 0.1
-    lamb: float | None = None
+    lamb: Sequence[float] | float | None = None
     tau: float = 0.0
     n_clusters: int | None = None
     max_iterations: int = 10
@@ -54,7 +54,6 @@ class HarmonySpec:
                 raise self._wrong(name, f"one of {', '.join(choices)}")
         for name, low, high in (
             ("sigma", 1e-3, 1e3),
-            ("lamb", 1e-12, 1e12),
             ("tau", 0, 1e12),
             ("epsilon_cluster", -1, 1),
             ("epsilon_harmony", -1, 1),
@@ -74,6 +73,10 @@ class HarmonySpec:
             raise self._wrong("theta", "one number, or one for each batch variable")
         for theta in self.thetas:
             self._check("theta", theta, Real, 0, 1e6)
+        if self.lambs is not None and len(self.lambs) != len(self.keys):
+            raise self._wrong("lamb", "one number, or one for each batch variable")
+        for lamb in self.lambs or ():
+            self._check("lamb", lamb, Real, 1e-12, 1e12)
         if self.keep_clusters == self.key_added:
             raise self._wrong("keep_clusters", "a key of its own")
 
@@ -99,12 +102,22 @@ class HarmonySpec:
 
     @property
     def thetas(self) -> list[float]:
-        """Penalty of each variable; the command line gives them as text."""
-        given = [self.theta] if isinstance(self.theta, Real) else list(self.theta)  # type: ignore[arg-type]
+        """Diversity penalty of each variable."""
+        return self._numbers("theta")
+
+    @property
+    def lambs(self) -> list[float] | None:
+        """Ridge penalty of each variable."""
+        return None if self.lamb is None else self._numbers("lamb")
+
+    def _numbers(self, name: str) -> list[float]:
+        """One number for each variable; the command line gives them as text."""
+        value = getattr(self, name)
+        given = [value] if isinstance(value, Real) else list(value)
         try:
             numbers = [float(value) for value in given]
         except (TypeError, ValueError):
-            raise self._wrong("theta", "numbers") from None
+            raise self._wrong(name, "numbers") from None
         return numbers * len(self.keys) if len(numbers) == 1 else numbers
 
     def cluster_number(self, n_cells: int) -> int:
@@ -130,7 +143,7 @@ class HarmonySpec:
             theta=self.thetas,
             tau=self.tau,
             sigma=self.sigma,
-            ridge=self.lamb,
+            ridge=self.lambs,
             damping=self.damping,
             inner_rounds=self.inner_rounds,
             inner_tolerance=self.epsilon_cluster,
@@ -139,9 +152,10 @@ class HarmonySpec:
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
-        keys, thetas = self.keys, self.thetas
+        keys, thetas, lambs = self.keys, self.thetas, self.lambs
         one = len(keys) == 1
         return asdict(self) | {
             "batch_key": keys[0] if one else keys,
             "theta": thetas[0] if one else thetas,
+            "lamb": lambs[0] if one and lambs else lambs,
         }

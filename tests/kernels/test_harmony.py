@@ -149,13 +149,14 @@ def test_passes_equal_float64_oracle(seed, n_rows, n_clusters, n_dims, n_strata)
     np.testing.assert_allclose(corrected, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("lamb", [None, 0.7])
+@pytest.mark.parametrize("lamb", [None, 0.7, (0.3, 2.0)])
 def test_regression_equals_weighted_least_squares(lamb):
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, 3, 400), rng.integers(0, 2, 400)
     values, weights = rng.normal(size=(400, 5)), rng.dirichlet(np.ones(4), 400)
     both, codes = two_variables(first, second)
-    for strata, cells in ((one_variable(first), first), (both, codes)):
+    problems = [(both, codes)] if np.ndim(lamb) else [(one_variable(first), first), (both, codes)]
+    for strata, cells in problems:
         chosen = make_settings("harmony2", strata, 4, ridge=lamb)
         observed = np.eye(len(strata.cells))[cells].T @ weights
         design = np.zeros((400, strata.n_levels))
@@ -168,7 +169,9 @@ def test_regression_equals_weighted_least_squares(lamb):
             expected, np.outer(design.mean(axis=0), weights.sum(axis=0)), rtol=1e-12
         )
         for k in range(4):
-            penalty = 0.2 * expected[:, k] if lamb is None else np.full(strata.n_levels, lamb)
+            penalty = 0.2 * expected[:, k]
+            if lamb is not None:
+                penalty = np.broadcast_to(lamb, strata.n_variables)[strata.variables]
             gram = columns.T @ (weights[:, k, None] * columns) + np.diag([0, *penalty])
             right = columns.T @ (weights[:, k, None] * values)
             np.testing.assert_allclose(found[k], np.linalg.solve(gram, right), rtol=1e-9)
