@@ -2,8 +2,8 @@
 
 A tile is handled in panels of genes, so that coefficients and buffers stay in the nearest caches,
 and in vectorised sweeps: means, uniforms, and for the entries left open exponentials and the
-quantiles below 4.  Only the other quantiles are found one by one.  Sums over clusters run in a fixed
-order for every gene by itself: a result does not depend on the other genes or cells of the tile.
+quantiles below 4.  Only the other quantiles are found one by one.  Sums over clusters run in a
+fixed order for every gene by itself: a result does not depend on the other genes or cells.
 """
 
 from __future__ import annotations
