@@ -8,7 +8,7 @@ from stdist.graph.progress import choose_progress
 from stdist.graph.record import RunRecord, run_folders, unfinished
 from stdist.graph.reduce import add, add_by_group, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
-from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import State
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Map",
     "Plan",
     "Program",
+    "Rearrange",
     "Reduce",
     "RunRecord",
     "State",

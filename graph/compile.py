@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from stdist.graph.blocks import Blocks
 from stdist.graph.device import CPU
 from stdist.graph.executors import Graph
+from stdist.graph.rearrange import Moves, run_gather, run_scatter
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
-from stdist.graph.stage import Each, Map, Reduce
+from stdist.graph.stage import Each, Map, Rearrange, Reduce
 from stdist.graph.state import Recollection
 from stdist.graph.task import (
     Values,
@@ -90,3 +91,34 @@ def compile_stage(
     # a generator: each combination enters the graph as soon as its inputs are there
     root = fold((leaf(index) for index in range(len(blocks))), combine)
     return graph, [*(name for name in leaves if name != root), root]
+
+
+def compile_rearrange(
+    stage: Rearrange, blocks: Blocks, places: Blocks, binding: Binding, moves: Moves
+) -> tuple[tuple[Graph, list[Hashable]], tuple[Graph, list[Hashable]]]:
+    """Return the graphs of scattering and of gathering, each with the keys that count."""
+    values = {name: binding.values[name] for name in stage.uses if name in binding.values}
+    scatter: dict[Hashable, tuple] = {}
+    gather: dict[Hashable, tuple] = {}
+    for index in range(len(blocks)):
+        scatter[(binding.prefix, stage.name, "scatter", index)] = (
+            run_scatter,
+            stage,
+            index,
+            blocks.bounds(index),
+            places.length,
+            values,
+            binding.state,
+            moves,
+        )
+    for index in range(len(places)):
+        gather[(binding.prefix, stage.name, "gather", index)] = (
+            run_gather,
+            stage,
+            index,
+            places.bounds(index),
+            len(blocks),
+            binding.state,
+            moves,
+        )
+    return (scatter, list(scatter)), (gather, list(gather))

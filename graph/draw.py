@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stdist.graph.blocks import Blocks
-from stdist.graph.compile import Binding, compile_stage
-from stdist.graph.stage import Loop, Program
+from stdist.graph.compile import Binding, compile_rearrange, compile_stage
+from stdist.graph.rearrange import MemoryMoves
+from stdist.graph.stage import Loop, Program, Rearrange
 
 SHOWN = 12
 """Tasks drawn per kind and stage; the rest are counted."""
@@ -63,7 +64,16 @@ def _graphs(program: Program, block_length: int) -> list[tuple[str, dict[Any, tu
         loop = isinstance(stage, Loop)
         for part in stage.body if isinstance(stage, Loop) else (stage,):
             blocks = Blocks(max(1, part.n_rows), block_length)
-            graph, _ = compile_stage(part, blocks, Binding(program.name, {}))
+            binding = Binding(program.name, {})
+            if isinstance(part, Rearrange):
+                places = Blocks(part.places, block_length)
+                steps = compile_rearrange(part, blocks, places, binding, MemoryMoves())
+                found += [
+                    (f"{part.name}: {step}", dict(graph))
+                    for step, (graph, _) in zip(("out", "in"), steps, strict=True)
+                ]
+                continue
+            graph, _ = compile_stage(part, blocks, binding)
             title = f"{stage.name} (each round): {part.name}" if loop else part.name
             found.append((title, dict(graph)))
     return found

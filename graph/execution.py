@@ -13,13 +13,14 @@ import numpy as np
 
 from stdist.graph.assemble import create_csr, part_sizes, run_assemble_shard, write_offsets
 from stdist.graph.blocks import Blocks
-from stdist.graph.compile import Binding, compile_stage
+from stdist.graph.compile import Binding, compile_rearrange, compile_stage
 from stdist.graph.device import CPU
 from stdist.graph.executors import Executor, Graph, is_fatal
 from stdist.graph.progress import Progress
+from stdist.graph.rearrange import FileMoves, MemoryMoves
 from stdist.graph.record import RunRecord
 from stdist.graph.sinks import MemorySink, StoreSink, part_path
-from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import FileState, MemoryState, Recollection, StateStore
 from stdist.graph.task import TaskRecord, load_values
 from stdist.store import InputError, Output, RunStopped, Staging, StdistError
@@ -122,6 +123,8 @@ class Execution:
                 self._map(stage)
             elif isinstance(stage, Loop):
                 self._loop(stage)
+            elif isinstance(stage, Rearrange):
+                self._rearrange(stage)
             else:
                 self.values[stage.name] = self._value(stage, stage.name)
 
@@ -137,8 +140,8 @@ class Execution:
         value = self._reduce(stage) if isinstance(stage, Reduce) else self._each(stage, name)
         return self._save(name, value)
 
-    def _recollection(self, stage: Map | Reduce) -> Recollection | None:
-        updates = stage.updates if isinstance(stage, Reduce) else ()
+    def _recollection(self, stage: Map | Reduce | Rearrange) -> Recollection | None:
+        updates = () if isinstance(stage, Map) else stage.updates
         if not stage.recalls and not updates:
             return None
         return Recollection(
@@ -200,6 +203,25 @@ class Execution:
         ordered = [results[item] for item in range(stage.n_items)]
         collected = stage.collect(ordered) if stage.collect else ordered[0]
         return collected
+
+    def _rearrange(self, stage: Rearrange) -> None:
+        """Move rows; what is checkpointed is that it is done."""
+        name = f"{stage.name}.moved"
+        if self.record is not None and self.record.value(name) is not None:
+            self._advance(stage.updates)
+            return
+        blocks = Blocks(stage.n_rows, self.block_length)
+        places = Blocks(stage.places, self.block_length)
+        folder = None if self.record is None else self.record.folder / "moves" / stage.name
+        moves = MemoryMoves() if folder is None else FileMoves(str(folder))
+        binding = Binding(self.prefix, self.values, self._recollection(stage))
+        steps = compile_rearrange(stage, blocks, places, binding, moves)
+        for step, (graph, watched) in zip(("out", "in"), steps, strict=True):
+            self._run(f"{stage.name} {step}", graph, watched, self._on_record, len(graph), 0)
+        self._advance(stage.updates)
+        if folder is not None:
+            self._save(name, {"places": np.int64(stage.places)})
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _loop(self, loop: Loop) -> None:
         """Repeat the body; the state of each finished round is a checkpoint."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from stdist.graph.blocks import Blocks
 from stdist.graph.executors import Resources
-from stdist.graph.stage import Each, Loop, Map, Program, Reduce
+from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.store import TILE_ROWS, Output, PlanRefused, floor_block_length
 
 DEFAULT_BLOCK = 65536
@@ -156,7 +156,7 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
 
 
 def _plan_stage(
-    stage: Map | Reduce | Each,
+    stage: Map | Reduce | Each | Rearrange,
     program: Program,
     resources: Resources,
     block_length: int,
@@ -185,6 +185,13 @@ def _plan_stage(
         updated = sum(program.state[name].row_bytes for name in stage.updates)
         memory += 3 * updated * rows  # tiles, the block, and its bytes as they are written
         written = updated * stage.n_rows
+    elif isinstance(stage, Rearrange):
+        tasks = len(blocks) + len(Blocks(stage.places, block_length))
+        updated = 8 + sum(program.state[name].row_bytes for name in stage.updates)
+        most = max(rows, min(block_length, stage.places))
+        memory = max(inputs + stage.workspace(min(rows, TILE_ROWS)), updated * most)
+        memory += 3 * updated * most  # rows, rows in order, and their bytes
+        written = updated * (stage.n_rows + stage.places)
     else:
         tasks, memory = stage.n_items, stage.workspace(1)
     slots = resources.n_workers * resources.threads

@@ -113,7 +113,7 @@ class RunRecord:
 
     def tidy(self) -> None:
         """Drop what only a resume would need."""
-        for name in ("values", "done", "parts", "state"):
+        for name in ("values", "done", "parts", "state", "moves"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 

@@ -55,6 +55,8 @@ class Stage:
     on_device
         True if the kernel also takes CuPy arrays, all rows dense, and then returns such: on a
         cluster of GPUs it runs there.
+    rows
+        Number of rows where a stage has no source: it generates them, or only recalls states.
     """
 
     name: str
@@ -66,10 +68,13 @@ class Stage:
     nanoseconds: float = 0.0
     recalls: tuple[str, ...] = ()
     on_device: bool = False
+    rows: int | None = None
 
     @property
     def n_rows(self) -> int:
         """Rows of the sources, which agree."""
+        if self.rows is not None:
+            return self.rows
         return next(iter(self.reads.values())).shape[0] if self.reads else 0
 
 
@@ -79,17 +84,10 @@ class Map(Stage):
 
     With ``whole_blocks`` the kernel sees a block at once; allowed only where rows do not interact
     (no BLAS, no sums over rows), because tiles are what makes results independent of blocks.
-    `rows` gives the number of rows where a stage has no input (it generates them).
     """
 
     writes: Mapping[str, Output] = field(default_factory=dict)
     whole_blocks: bool = False
-    rows: int | None = None
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of the outputs."""
-        return self.rows if self.rows is not None else super().n_rows
 
     def call_rows(self, block_length: int) -> int:
         """Rows that one kernel call sees."""
@@ -125,6 +123,19 @@ class Each(Stage):
 
 
 @dataclass(frozen=True)
+class Rearrange(Stage):
+    """One pass that moves rows into another order, where they stay as states.
+
+    The kernel returns ``position``, the place of each row (int64), and the rows of every state in
+    `updates`. Rows with the same position follow one another in the order they came, so a group
+    needs only its first place. There are `places` places; those that no row takes hold zeros.
+    """
+
+    updates: tuple[str, ...] = ()
+    places: int = 0
+
+
+@dataclass(frozen=True)
 class Loop:
     """Repeat a body of stages until ``converged(previous, current)``, checkpointing each round.
 
@@ -150,7 +161,7 @@ class Loop:
         return [name for s in self.body if isinstance(s, Reduce) for name in s.updates]
 
 
-AnyStage = Map | Reduce | Each | Loop
+AnyStage = Map | Reduce | Each | Rearrange | Loop
 
 
 def no_results(values: Values) -> dict[str, Any]:
@@ -192,9 +203,9 @@ class Program:
     result_keys: tuple[str, ...] = ()
     state: Mapping[str, State] = field(default_factory=dict)
 
-    def block_stages(self) -> list[Map | Reduce | Each]:
+    def block_stages(self) -> list[Map | Reduce | Each | Rearrange]:
         """All stages in order, with the bodies of loops in place of the loops."""
-        flat: list[Map | Reduce | Each] = []
+        flat: list[Map | Reduce | Each | Rearrange] = []
         for stage in self.stages:
             flat += list(stage.body) if isinstance(stage, Loop) else [stage]
         return flat

@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
+from scipy import sparse
 
 from stdist.store import RunStopped
 from stdist.store.manifest import temporary_path
@@ -23,22 +24,60 @@ CHECKSUM = 4  # bytes
 
 @dataclass(frozen=True)
 class State:
-    """Columns and dtype of such rows: ``(n_rows, *columns)``."""
+    """Columns and dtype of such rows: ``(n_rows, *columns)``.
+
+    Where `entries` gives the entries to expect in a row, for the plan, rows are CSR.
+    """
 
     columns: tuple[int, ...]
     dtype: str
+    entries: float | None = None
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return int(np.prod(self.columns, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        item = np.dtype(self.dtype).itemsize
+        if self.entries is not None:
+            return int(8 + np.ceil(self.entries) * (4 + item))
+        return int(np.prod(self.columns, dtype=np.int64)) * item
+
+    def check(self, rows: Any) -> None:
+        """Refuse rows of another dtype or shape.
+
+        Raises
+        ------
+        ValueError
+            If they are.
+        """
+        if rows.dtype != self.dtype or rows.shape[1:] != self.columns:
+            message = f"rows are {rows.dtype} {rows.shape}, not {self}"
+            raise ValueError(message)
+
+    def to_bytes(self, rows: Any) -> bytes:
+        """Rows of one block as they are kept."""
+        if self.entries is None:
+            return np.ascontiguousarray(rows).tobytes()
+        head = np.array([rows.shape[0], rows.nnz], np.int64)
+        arrays = head, rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
+        return b"".join(values.tobytes() for values in arrays)
+
+    def from_bytes(self, data: bytes) -> Any:
+        """Rows of one block from what `to_bytes` made."""
+        if self.entries is None:
+            return np.frombuffer(data, self.dtype).reshape(-1, *self.columns)
+        n_rows, n_entries = np.frombuffer(data, np.int64, 2)
+        indptr = np.frombuffer(data, np.int64, n_rows + 1, 16)
+        first = 16 + indptr.nbytes
+        indices = np.frombuffer(data, np.int32, n_entries, first)
+        values = np.frombuffer(data, self.dtype, n_entries, first + indices.nbytes)
+        return sparse.csr_matrix((values, indices, indptr), shape=(n_rows, *self.columns))
 
 
 class StateStore(Protocol):
     """Keeps the rows of every state, version and block."""
 
-    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None: ...
-    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray: ...
+    def write(self, name: str, version: int, block: int, rows: Any, like: State) -> None: ...
+    def read(self, name: str, version: int, block: int, like: State) -> Any: ...
     def drop_before(self, name: str, version: int) -> None: ...
 
 
@@ -51,18 +90,18 @@ class FileState:
     def _path(self, name: str, version: int, block: int) -> Path:
         return Path(self.root) / name / f"{version:06d}" / f"{block:06d}"
 
-    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None:
+    def write(self, name: str, version: int, block: int, rows: Any, like: State) -> None:
         """Write the rows of one block, atomically."""
         path = self._path(name, version, block)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = rows.tobytes()
+        data = like.to_bytes(rows)
         temporary = temporary_path(path)
         with temporary.open("wb") as file:
             file.write(data)
             file.write(_checksum(data))
         temporary.replace(path)
 
-    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray:
+    def read(self, name: str, version: int, block: int, like: State) -> Any:
         """Read the rows of one block.
 
         Raises
@@ -83,7 +122,7 @@ class FileState:
                 place=str(path),
                 remedy="drop the run with `stdist resume --discard` and start it again",
             )
-        return np.frombuffer(data, like.dtype).reshape(-1, *like.columns)
+        return like.from_bytes(data)
 
     def drop_before(self, name: str, version: int) -> None:
         """Remove the versions that no round needs any more."""
@@ -100,13 +139,13 @@ def _checksum(data: bytes) -> bytes:
 class MemoryState:
     """Keeps the rows in this process, for data in memory."""
 
-    blocks: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+    blocks: dict[tuple[str, int, int], Any] = field(default_factory=dict)
 
-    def write(self, name: str, version: int, block: int, rows: np.ndarray) -> None:
+    def write(self, name: str, version: int, block: int, rows: Any, like: State) -> None:
         """Keep the rows of one block."""
         self.blocks[name, version, block] = rows
 
-    def read(self, name: str, version: int, block: int, like: State) -> np.ndarray:
+    def read(self, name: str, version: int, block: int, like: State) -> Any:
         """Return the rows of one block."""
         return self.blocks[name, version, block]
 
@@ -125,15 +164,15 @@ class Recollection:
     recalls: Mapping[str, int]
     updates: Mapping[str, int]
 
-    def read(self, block: int) -> dict[str, np.ndarray]:
+    def read(self, block: int) -> dict[str, Any]:
         """Return the rows of a block of every recalled state."""
         return {
             name: self.store.read(name, version, block, self.states[name])
             for name, version in self.recalls.items()
         }
 
-    def write(self, block: int, rows: Mapping[str, list[np.ndarray]]) -> None:
-        """Write the new rows of a block, given tile by tile.
+    def write(self, block: int, rows: Mapping[str, Any]) -> None:
+        """Write the new rows of a block.
 
         Raises
         ------
@@ -141,8 +180,6 @@ class Recollection:
             If the kernel returned rows of another dtype or shape than the state's.
         """
         for name, version in self.updates.items():
-            state, whole = self.states[name], np.concatenate(rows[name])
-            if whole.dtype != state.dtype or whole.shape[1:] != state.columns:
-                message = f"rows of {name!r} are {whole.dtype} {whole.shape}, not {state}"
-                raise ValueError(message)
-            self.store.write(name, version, block, whole)
+            state = self.states[name]
+            state.check(rows[name])
+            self.store.write(name, version, block, rows[name], state)

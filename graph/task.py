@@ -24,7 +24,7 @@ from stdist.graph.blocks import tiles
 from stdist.graph.device import HOST, Memory, memory_of
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
-from stdist.graph.stage import Arrays, Each, Map, Reduce
+from stdist.graph.stage import Arrays, Each, Map, Reduce, Stage
 from stdist.graph.state import Recollection
 from stdist.store import RunStopped, StdistError
 from stdist.store.manifest import Record, digest_bytes, write_atomically
@@ -98,7 +98,7 @@ def load_values(values: Values, names: tuple[str, ...], memory: Memory = HOST) -
     }
 
 
-def _constants(stage: Map | Reduce | Each, values: Values, memory: Memory) -> dict[str, Any]:
+def kernel_arguments(stage: Stage, values: Values, memory: Memory) -> dict[str, Any]:
     """Arguments of the kernel that all calls of a task share."""
     return load_values(values, stage.uses, memory) | memory.take(stage.options)
 
@@ -150,13 +150,14 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _read(
-    stage: Map | Reduce,
+def read_inputs(
+    stage: Stage,
     index: int,
     bounds: tuple[int, int],
     state: Recollection | None,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
+    """Read the rows of a block from the sources and states of a stage."""
     started = time.perf_counter()
     inputs = {name: source.read(*bounds) for name, source in stage.reads.items()}
     if state is not None:
@@ -172,7 +173,8 @@ def _nbytes(block: Any) -> int:
     return int(getattr(block, "nbytes", 0))
 
 
-def _slice(inputs: dict[str, Any], start: int, first: int, last: int) -> dict[str, Any]:
+def slice_rows(inputs: dict[str, Any], start: int, first: int, last: int) -> dict[str, Any]:
+    """Rows ``first:last`` of inputs that begin at row `start`."""
     return {name: block[first - start : last - start] for name, block in inputs.items()}
 
 
@@ -193,18 +195,18 @@ def run_map_block(
     csr = {name for name, output in stage.writes.items() if output.kind == "csr"}
     where = f"block {index} (rows {start}:{stop})"
     with measured(stage.name, index, where) as facts:
-        constants = _constants(stage, values, memory)  # lets go of those of the stage before
-        inputs = memory.take(_read(stage, index, bounds, state, facts))
+        constants = kernel_arguments(stage, values, memory)  # lets go of those of the stage before
+        inputs = memory.take(read_inputs(stage, index, bounds, state, facts))
         calls = [bounds] if stage.whole_blocks else list(tiles(start, stop))
         results = [
-            memory.give(stage.kernel(rows, **_slice(inputs, start, *rows), **constants), csr)
+            memory.give(stage.kernel(rows, **slice_rows(inputs, start, *rows), **constants), csr)
             for rows in calls
         ]
         del inputs
         files: list[Record] = []
         contents: dict[str, dict[str, int]] = {}
         for name, output in stage.writes.items():
-            rows = _join([result.pop(name) for result in results])
+            rows = join_rows([result.pop(name) for result in results])
             if rows.shape[0] != stop - start:
                 message = f"the kernel returned {rows.shape[0]} rows of {name!r}"
                 raise ValueError(message)
@@ -232,7 +234,8 @@ def _contents(rows: Any) -> dict[str, int]:
     return {"max": int(data.max(initial=0)), "nonzero": int(np.count_nonzero(data))}
 
 
-def _join(parts: list[Any]) -> Any:
+def join_rows(parts: list[Any]) -> Any:
+    """Dense or CSR rows, one after the other."""
     if len(parts) == 1:
         return parts[0]
     return (
@@ -258,13 +261,13 @@ def run_reduce_block(
     start, stop = bounds
     memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
-        constants = _constants(stage, values, memory)
-        inputs = memory.take(_read(stage, index, bounds, state, facts))
+        constants = kernel_arguments(stage, values, memory)
+        inputs = memory.take(read_inputs(stage, index, bounds, state, facts))
         updated: dict[str, list[np.ndarray]] = {name: [] for name in stage.updates}
 
         def partials() -> Iterator[dict[str, Any]]:
             for rows in tiles(start, stop):
-                statistic = stage.kernel(rows, **_slice(inputs, start, *rows), **constants)
+                statistic = stage.kernel(rows, **slice_rows(inputs, start, *rows), **constants)
                 for name, tiles_so_far in updated.items():
                     tiles_so_far.append(memory.give({name: statistic.pop(name)})[name])
                 yield statistic
@@ -272,7 +275,7 @@ def run_reduce_block(
         total = memory.give(fold(partials(), stage.combine))
         if state is not None and updated:
             written = time.perf_counter()
-            state.write(index, updated)
+            state.write(index, {name: join_rows(parts) for name, parts in updated.items()})
             facts["write_seconds"] = time.perf_counter() - written
             facts["bytes_written"] = sum(t.nbytes for parts in updated.values() for t in parts)
     return total, (facts["record"],)
@@ -287,5 +290,5 @@ def run_item(stage: Each, item: int, values: Values, device: str) -> Partial:
     """Compute one item."""
     memory = memory_of(device, on_device=stage.on_device)
     with measured(stage.name, item, f"item {item}") as facts:
-        result = memory.give(stage.kernel(item, **_constants(stage, values, memory)))
+        result = memory.give(stage.kernel(item, **kernel_arguments(stage, values, memory)))
     return result, (facts["record"],)

@@ -18,7 +18,7 @@ STATE = State((2,), "float32")
 def test_a_flipped_bit_or_a_lost_file_stops_the_run(tmp_path):
     state = FileState(str(tmp_path))
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    state.write("carried", 1, 0, rows)
+    state.write("carried", 1, 0, rows, STATE)
     assert (state.read("carried", 1, 0, STATE) == rows).all()
     path = tmp_path / "carried" / "000001" / "000000"
     content = bytearray(path.read_bytes())
