@@ -19,3 +19,8 @@ def array_module(values: Any) -> Any:
     if type(values).__module__.partition(".")[0] == "cupy":
         return import_module("cupy")
     return np
+
+
+def host_array(values: Any) -> Any:
+    """Return an array in host memory; one that is there is not copied."""
+    return values if array_module(values) is np else values.get()

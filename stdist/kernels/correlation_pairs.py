@@ -11,6 +11,7 @@ expressed genes, not with the square of the panel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -39,6 +40,11 @@ class GenePairs:
     start: Ints
     z: Ints
     order: Ints
+
+    @property
+    def x(self) -> Ints:
+        """Genes of x, ``(n_pairs,)``."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
     @classmethod
     def of(cls, x: ArrayLike, z: ArrayLike, n_genes: int) -> GenePairs:
@@ -187,6 +193,28 @@ def _neighbor_sums(
         z_genes[:filled].copy(),
         z_values[:filled].copy(),
     )
+
+
+def cross_sums(
+    rows: NeighborSums, expression: Csr, pairs: GenePairs, n_type_pairs: int
+) -> dict[str, NDArray[Any]]:
+    """Sums of z, z^2 and x * z over the rows, and their number, by pair of types.
+
+    Returns
+    -------
+    dict
+        ``z`` and ``zz`` ``(n_type_pairs, n_genes)`` float64, ``xz`` as in `product_sums`, and
+        ``cells`` ``(n_type_pairs,)`` int64.
+    """
+    n_genes = len(pairs.start) - 1
+    shape, size = (n_type_pairs, n_genes), n_type_pairs * n_genes
+    at = np.repeat(rows.pair, np.diff(rows.indptr)).astype(np.int64) * n_genes + rows.genes
+    return {
+        "z": np.bincount(at, rows.values, size).reshape(shape),
+        "zz": np.bincount(at, rows.values**2, size).reshape(shape),
+        "xz": product_sums(rows, expression, pairs, n_type_pairs),
+        "cells": np.bincount(rows.pair, minlength=n_type_pairs),
+    }
 
 
 def product_sums(

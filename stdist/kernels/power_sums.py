@@ -9,6 +9,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stdist.kernels.array_module import array_module
+
 Floats = NDArray[np.float64]
 
 COUNT_POWERS = ((2, 0), (1, 1), (4, 0), (3, 1), (2, 2), (1, 3))
@@ -27,6 +29,7 @@ def power_sums(
         Codes ``0 .. n_labels - 1``.
     n_labels : int
     counts : (n_cells, n_genes) array or CSR matrix
+        On a device the other arguments are there too, and so are the sums.
     depth : (n_cells,) float64
 
     Returns
@@ -42,6 +45,8 @@ def power_sums(
     >>> powers[:, 0, 0], depth_powers[:, 0]
     (array([ 5.,  3., 17.,  9.,  5.,  3.]), array([2., 2.]))
     """
+    if array_module(counts) is not np:
+        return _products(labels, n_labels, counts, depth)
     depth = np.asarray(depth, dtype=np.float64)
     total = np.zeros((n_labels, counts.shape[1], len(COUNT_POWERS)))
     if sparse.issparse(counts):
@@ -52,6 +57,15 @@ def power_sums(
     for total_of_power, q in zip(of_depth, DEPTH_POWERS, strict=True):
         total_of_power[:] = np.bincount(labels, depth**q, n_labels)
     return np.ascontiguousarray(np.moveaxis(total, 2, 0)), of_depth
+
+
+def _products(labels: Any, n_labels: int, counts: Any, depth: Any) -> tuple[Any, Any]:
+    """Sum on a device."""
+    xp = array_module(counts)
+    member = (xp.arange(n_labels)[:, None] == labels).astype(np.float64)
+    values = counts.astype(np.float64)
+    powers = [(member * depth**q) @ values**p for p, q in COUNT_POWERS]
+    return xp.stack(powers), xp.stack([member @ depth**q for q in DEPTH_POWERS])
 
 
 def residual_moments(rate: Floats, powers: Floats, depth_powers: Floats) -> tuple[Floats, Floats]:

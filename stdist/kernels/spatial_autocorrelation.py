@@ -21,18 +21,22 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from stdist.kernels.array_module import array_module
+from stdist.kernels.device_rows import dense_rows, sum_rows
+
 Ints = NDArray[np.int64]
 Rows = NDArray[np.int32]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _FLAT = 1e-12
+_DENSE_ROWS = 4096  # on a device at once
 
 
 def moran_sums(
     own: Mask,
     graph: tuple[Ints, Rows],
-    expression: tuple[Ints, Rows, Floats],
+    expression: tuple[Any, Any, Any],
     n_genes: int,
 ) -> dict[str, Any]:
     """Sums over the own cells of a block.
@@ -45,7 +49,8 @@ def moran_sums(
         Neighbours (CSR) of the own cells, of their neighbours, and of all whose neighbour an own
         cell is.
     expression
-        CSR rows of all cells: ``indptr`` int64, ``genes`` int32, ``values`` float64.
+        CSR rows of all cells: ``indptr`` int64, ``genes`` int32, ``values`` float64. Where they
+        are on a device, genes are summed there.
     n_genes
         Number of columns.
 
@@ -62,11 +67,36 @@ def moran_sums(
     >>> moran_sums(np.ones(2, bool), graph, rows, 1)["s1"]
     np.float64(4.0)
     """
-    start, neighbours = graph
-    indptr, columns, values = expression
-    genes, weights = _moran_sums(own, start, neighbours, indptr, columns, values, n_genes)
+    genes: Any
+    if array_module(expression[2]) is np:
+        genes, weights = _moran_sums(own, *graph, *expression, n_genes)
+    else:
+        genes = _genes_on_device(own, graph, expression, n_genes)
+        start, no_genes, no_values = (
+            np.zeros(len(own) + 1, np.int64),
+            np.empty(0, np.int32),
+            np.empty(0),
+        )
+        weights = _moran_sums(own, *graph, start, no_genes, no_values, 0)[1]
     total: dict[str, Any] = dict(zip(("x", "xx", "xwx", "wx", "xw"), genes, strict=True))
     return total | dict(zip(("n", "w", "s1", "s2"), weights, strict=True))
+
+
+def _genes_on_device(
+    own: Mask, graph: tuple[Ints, Rows], expression: tuple[Any, Any, Any], n_genes: int
+) -> Any:
+    xp = array_module(expression[2])
+    (start, neighbours), cells = graph, np.flatnonzero(own)
+    sums = xp.zeros((5, n_genes))
+    for first in range(0, len(cells), _DENSE_ROWS):
+        chunk = cells[first : first + _DENSE_ROWS]
+        degree = start[chunk + 1] - start[chunk]
+        x = dense_rows(chunk, expression, n_genes)
+        around = sum_rows(start[chunk], degree, neighbours, expression, n_genes)
+        around /= xp.asarray(np.maximum(degree, 1))[:, None]
+        given = xp.asarray(degree > 0)[:, None]
+        sums += xp.stack([part.sum(axis=0) for part in (x, x * x, x * around, given * x, around)])
+    return sums
 
 
 @njit(nogil=True, cache=True)

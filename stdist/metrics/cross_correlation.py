@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdist.graph import Each, Program, run_in_memory
-from stdist.kernels.correlation_pairs import GenePairs, correlations, neighbor_sums, product_sums
+from stdist.kernels import correlation_device, correlation_pairs
+from stdist.kernels.array_module import array_module, host_array
 from stdist.methods.data import open_data
 from stdist.metrics.neighborhoods import (
+    MOST_RESULTS,
     ChosenGenes,
     TypePairs,
     check_size,
@@ -35,30 +37,51 @@ CHUNK_ENTRIES = 2**22
 """Entries of neighbour sums that are held at once."""
 
 
-def sum_strip(
-    item: int,
+def sum_strips(
+    item: int, *, groups: list[list[Strip]], gene_x: Any, panel_size: int, **settings: Any
+) -> dict[str, Any]:
+    """Sums of a group of strips of one slide, for one panel of gene pairs."""
+    n_panels = -(-len(gene_x) // panel_size)
+    group, panel = groups[item // n_panels], item % n_panels
+    chosen = slice(panel * panel_size, (panel + 1) * panel_size)
+    total: dict[str, Any] = {}
+    for strip in group:
+        for name, value in _sum_strip(strip, chosen, gene_x=gene_x, **settings).items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _sum_strip(
+    strip: Strip,
+    chosen: slice,
     *,
-    strips: list[Strip],
     sources: SlideSources,
-    genes: ChosenGenes,
-    panel_size: int,
+    columns: Any,
+    gene_x: Any,
+    gene_z: Any,
     types: TypePairs,
     radius: float,
     n_neighbors: int,
     target: float | None,
     pooled: bool,
-) -> dict[str, np.ndarray]:
-    """Sums of a strip: of x by type, of z by pair of types, of x z for one panel of gene pairs."""
-    n_panels = -(-len(genes) // panel_size)
-    strip, panel = strips[item // n_panels], item % n_panels
-    chosen = slice(panel * panel_size, (panel + 1) * panel_size)
-    n_genes, n_types, n_pairs = len(genes.columns), len(types.numbers), len(types)
-    pairs = GenePairs.of(genes.x[chosen], genes.z[chosen], n_genes)
-    cells = read_strip(strip, sources, genes.columns, halo=radius, target=target)
+) -> dict[str, Any]:
+    """Sums of a strip: of x by type, of z by pair of types, of x z for one panel of gene pairs.
+
+    Neighbours are summed where `columns` and the pairs (`gene_x`, `gene_z`: places among them)
+    are; reading, the search for neighbours and the sums of x are the host's.
+    """
+    xp = array_module(columns)
+    kernel: Any = correlation_pairs if xp is np else correlation_device
+    n_genes, n_types, n_pairs = len(columns), len(types.numbers), len(types)
+    pairs = kernel.GenePairs.of(gene_x[chosen], gene_z[chosen], n_genes)
+    cells = read_strip(strip, sources, host_array(columns), halo=radius, target=target)
     graph = typed_graph(cells, radius, n_neighbors)
-    own = np.flatnonzero(cells.own).astype(np.int32)
-    x = cells.indptr, cells.genes, cells.values
-    summed = (cells.indptr, cells.genes, cells.counts) if pooled else x
+    own, step = np.flatnonzero(cells.own).astype(np.int32), _chunk(strip)
+    if xp is not np:  # dense rows: a chunk of one source type has few pairs of types
+        own = own[np.argsort(cells.types[own], kind="stable")]
+        step = max(64, CHUNK_ENTRIES // (n_types * n_genes))
+    x = xp.asarray(cells.indptr), xp.asarray(cells.genes), xp.asarray(cells.values)
+    summed = (*x[:2], xp.asarray(cells.counts)) if pooled else x
     depth = (cells.depth, target or 1.0) if pooled else (None, 1.0)
     kind = np.where(cells.own, cells.types, -1).repeat(np.diff(cells.indptr))
     counted, by_type = kind >= 0, (n_types, n_genes)
@@ -66,20 +89,18 @@ def sum_strip(
     total = {
         "x": _sum_by(*of_x, by_type),
         "xx": _sum_by(*of_x[:2], of_x[2] ** 2, by_type),
-        "z": np.zeros((n_pairs, n_genes)),
-        "zz": np.zeros((n_pairs, n_genes)),
-        "xz": np.zeros((n_pairs, len(pairs.z))),
+        "z": xp.zeros((n_pairs, n_genes)),
+        "zz": xp.zeros((n_pairs, n_genes)),
+        "xz": xp.zeros((n_pairs, len(pairs.z))),
         "cells": np.zeros(n_pairs, np.int64),
     }
-    step = _chunk(strip)
     for start in range(0, len(own), step):
         chunk = own[start : start + step]
-        rows = neighbor_sums(chunk, graph, cells.types, types.numbers, summed, n_genes, *depth)
-        of_z = np.repeat(rows.pair, np.diff(rows.indptr)), rows.genes
-        total["z"] += _sum_by(*of_z, rows.values, (n_pairs, n_genes))
-        total["zz"] += _sum_by(*of_z, rows.values**2, (n_pairs, n_genes))
-        total["xz"] += product_sums(rows, x, pairs, n_pairs)
-        total["cells"] += np.bincount(rows.pair, minlength=n_pairs)
+        rows = kernel.neighbor_sums(
+            chunk, graph, cells.types, types.numbers, summed, n_genes, *depth
+        )
+        for name, value in kernel.cross_sums(rows, x, pairs, n_pairs).items():
+            total[name] += value
     total["xz"] = total["xz"][:, pairs.order]
     return total
 
@@ -97,26 +118,37 @@ def _sum_by(
     return np.bincount(at, values, shape[0] * shape[1]).reshape(shape)
 
 
-def join_strips(
-    parts: list[dict[str, np.ndarray]], *, strips: list[Strip], n_slides: int
+def join_groups(
+    parts: list[dict[str, np.ndarray]], *, slide_of: list[int], n_slides: int
 ) -> dict[str, np.ndarray]:
-    """Add the strips of each slide, and join the panels of gene pairs."""
-    n_panels = len(parts) // len(strips)
+    """Add the groups of strips of each slide, and join the panels of gene pairs."""
+    n_panels = len(parts) // len(slide_of)
     total: dict[str, np.ndarray] = {}
     for name in parts[0]:
         panels = [
-            _added([part[name] for part in parts[panel::n_panels]], strips, n_slides)
+            _added([part[name] for part in parts[panel::n_panels]], slide_of, n_slides)
             for panel in range(n_panels if name == "xz" else 1)
         ]
         total[name] = np.concatenate(panels, axis=-1)
     return total
 
 
-def _added(values: list[np.ndarray], strips: list[Strip], n_slides: int) -> np.ndarray:
+def _added(values: list[np.ndarray], slide_of: list[int], n_slides: int) -> np.ndarray:
     total = np.zeros((n_slides, *values[0].shape), values[0].dtype)
-    for strip, value in zip(strips, values, strict=True):
-        total[strip.slide] += value
+    for slide, value in zip(slide_of, values, strict=True):
+        total[slide] += value
     return total
+
+
+def _group(strips: list[Strip], numbers: int) -> list[list[Strip]]:
+    """Strips of one slide that one task adds up: as few as the client can hold the sums of."""
+    slides = [[strip for strip in strips if strip.slide == s] for s in {x.slide for x in strips}]
+    most = max(1, MOST_RESULTS // max(1, numbers * len(slides)))
+    groups = []
+    for mine in slides:
+        cuts = np.array_split(np.arange(len(mine)), min(most, len(mine)))
+        groups += [[mine[at] for at in cut] for cut in cuts]
+    return groups
 
 
 def sci(
@@ -193,8 +225,10 @@ def sci(
     Millard et al., Genome Biology 2025: among the cells of the two types, the nearest neighbours
     of each cell that are of the other type and within the radius; Pearson's correlation of the
     expression x of one gene with the sum z of another over these neighbours (0 without any).
-    Neighbours are exact. Slices are cut into strips that are read with a margin of `radius`: two
-    passes over the positions, two over the counts; memory does not grow with the slices.
+    Neighbours are exact. Slices are cut into strips that are read with a margin of `radius`;
+    memory does not grow with the slices. Each strip reads the blocks of its slice that hold one of
+    its cells, once for every panel of gene pairs, so cells that are stored in the order of their
+    places are read about once.
 
     Examples
     --------
@@ -254,24 +288,30 @@ def _stage(
     sums = 8 * len(types) * (size + 2 * n_genes) + 16 * n_codes * n_genes
     most = max(strip_bytes(strip, n_vars) for strip in strips)
     n_panels = -(-len(genes) // size)
+    groups = _group(strips, len(types) * (len(genes) + 2 * n_genes) + 2 * n_codes * n_genes)
     at_once = max(int(strip.n_entries * (1 + strip.n_around)) for strip in strips)
     return Each(
         "sums",
-        sum_strip,
+        sum_strips,
         slides.sources.named(),
         options={
-            "strips": strips,
+            "groups": groups,
             "sources": slides.sources,
-            "genes": genes,
+            "columns": genes.columns,
+            "gene_x": genes.x,
+            "gene_z": genes.z,
             "panel_size": size,
             "types": types,
             "radius": radius,
             **settings,
         },
-        workspace=TileWorkspace(0, most + 3 * sums + 40 * min(CHUNK_ENTRIES, at_once)),
-        nanoseconds=1e4 * max(strip.n_cells for strip in strips),
-        n_items=len(strips) * n_panels,
-        collect=partial(join_strips, strips=strips, n_slides=len(slides.names)),
+        workspace=TileWorkspace(0, most + 4 * sums + 40 * min(CHUNK_ENTRIES, at_once)),
+        nanoseconds=1e4 * max(sum(strip.n_cells for strip in group) for group in groups),
+        n_items=len(groups) * n_panels,
+        on_device=True,
+        collect=partial(
+            join_groups, slide_of=[group[0].slide for group in groups], n_slides=len(slides.names)
+        ),
     )
 
 
@@ -306,7 +346,7 @@ def _dataset(
         if both:
             others = [*(value[b] for value in of_type), *(value[reverse] for value in of_pair)]
             parts = [own + other for own, other in zip(parts, others, strict=True)]
-        index[slide] = correlations(n[:, None], *parts)
+        index[slide] = correlation_pairs.correlations(n[:, None], *parts)
     names = np.asarray(slides.types, dtype=object)
     return xarray.Dataset(
         {

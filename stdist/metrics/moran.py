@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from stdist.graph import Each, Program, run_in_memory
+from stdist.kernels.array_module import array_module, host_array
 from stdist.kernels.spatial_autocorrelation import moran_sums
 from stdist.kernels.spatial_autocorrelation import morans_i as index_of
 from stdist.kernels.spatial_neighbors import nearest_within
 from stdist.methods.data import open_data
-from stdist.metrics.neighborhoods import no_neighbours
+from stdist.metrics.neighborhoods import check_crowd, no_neighbours
 from stdist.metrics.passes import check_positive, columns_of, executor_of
 from stdist.metrics.strips import Strip, cut_strips, read_strip, strip_bytes
 from stdist.metrics.survey import SlideSources, open_slides, survey
@@ -26,15 +27,22 @@ def sum_strip(
     *,
     strips: list[Strip],
     sources: SlideSources,
-    columns: np.ndarray,
+    columns: Any,
     radius: float,
     n_neighbors: int,
     target: float | None,
 ) -> dict[str, Any]:
-    """Sums of one strip; its margin is twice the radius: neighbours need their neighbours."""
-    cells = read_strip(strips[item], sources, columns, halo=2 * radius, target=target)
+    """Sums of one strip; its margin is twice the radius: neighbours need their neighbours.
+
+    Genes are summed where `columns` are; reading and the search for neighbours are the host's.
+    """
+    xp = array_module(columns)
+    strip, halo = strips[item], 2 * radius
+    cells = read_strip(strip, sources, host_array(columns), halo=halo, target=target)
+    check_crowd(cells, radius)
     graph = nearest_within(cells.points, radius, n_neighbors)
-    return moran_sums(cells.own, graph, (cells.indptr, cells.genes, cells.values), len(columns))
+    expression = xp.asarray(cells.indptr), xp.asarray(cells.genes), xp.asarray(cells.values)
+    return moran_sums(cells.own, graph, expression, len(columns))
 
 
 def join_slides(parts: list[dict[str, Any]], *, strips: list[Strip]) -> dict[str, np.ndarray]:
@@ -131,6 +139,7 @@ def morans_i(
             workspace=TileWorkspace(0, most + 80 * len(columns)),
             nanoseconds=1e4 * max(strip.n_cells for strip in strips),
             n_items=len(strips),
+            on_device=True,
             collect=partial(join_slides, strips=strips),
         )
         sums = run_in_memory(Program("morans_i", (stage,), results=_sums), executor)

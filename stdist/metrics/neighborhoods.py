@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stdist.kernels.correlation_pairs import GenePairs
 from stdist.kernels.spatial_neighbors import nearest_of_other_types
 from stdist.methods.data import Data
 from stdist.metrics.passes import columns_of
@@ -96,18 +95,6 @@ class ChosenGenes:
 
     def __len__(self) -> int:
         return len(self.x)
-
-    def panel(self, pairs: slice) -> ChosenGenes:
-        """These pairs, with the columns that they need."""
-        both = np.concatenate([self.x[pairs], self.z[pairs]])
-        used, local = np.unique(both, return_inverse=True)
-        x, z = local.reshape(2, -1)
-        return ChosenGenes(self.names[pairs], self.columns[used], x, z)
-
-    @property
-    def by_gene(self) -> GenePairs:
-        """The pairs, sorted by the gene of x."""
-        return GenePairs.of(self.x, self.z, len(self.columns))
 
 
 def read_pairs(pairs: Any) -> tuple[pd.DataFrame, str]:

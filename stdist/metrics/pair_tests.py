@@ -11,15 +11,9 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from stdist.graph import Each, Program, run_in_memory
-from stdist.kernels.correlation_pairs import (
-    Csr,
-    NeighborSums,
-    correlations,
-    keyed_permutation,
-    neighbor_sums,
-    permuted_product_sums,
-    product_sums,
-)
+from stdist.kernels import correlation_device, correlation_pairs
+from stdist.kernels.array_module import array_module, host_array
+from stdist.kernels.correlation_pairs import correlations, keyed_permutation
 from stdist.kernels.group_sums import sum_by_group
 from stdist.kernels.keyed_random import stream_key
 from stdist.methods.data import Data, open_data
@@ -47,6 +41,7 @@ CHUNK_ENTRIES = 2**22
 """Entries of neighbour sums that are held at once."""
 ROUNDING = 1e-9
 SIDES = ("greater", "two-sided")
+Entries = tuple[Any, Any, Any]
 
 
 def score_slide(
@@ -54,7 +49,8 @@ def score_slide(
     *,
     strips: list[Strip],
     slides: Slides,
-    genes: ChosenGenes,
+    ligands: Any,
+    receptors: Any,
     types: TypePairs,
     radius: float,
     n_neighbors: int,
@@ -63,13 +59,24 @@ def score_slide(
     two_sided: bool,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Scores and permutations of one slide for one panel of pairs, ``(n_type_pairs, n_pairs)``."""
-    n_panels = -(-len(genes) // PANEL)
+    """Scores and permutations of one slide for one panel of pairs, ``(n_type_pairs, n_pairs)``.
+
+    Sums are taken where the pairs (`ligands`, `receptors`: columns) are; reading, the search for
+    neighbours and the permutations themselves are the host's.
+    """
+    xp = array_module(ligands)
+    n_panels = -(-len(ligands) // PANEL)
     strip, first = strips[item // n_panels], item % n_panels * PANEL
-    panel = genes.panel(slice(first, first + PANEL))
-    cells = read_strip(strip, slides.sources, panel.columns, halo=0.0, target=target)
+    both = xp.concatenate([genes[first : first + PANEL] for genes in (ligands, receptors)])
+    columns, local = xp.unique(both, return_inverse=True)
+    x, z = local.reshape(2, -1)
+    kernel: Any = correlation_pairs if xp is np else correlation_device
+    pairs = kernel.GenePairs.of(x, z, len(columns))
+    cells = read_strip(strip, slides.sources, host_array(columns), halo=0.0, target=target)
     graph = typed_graph(cells, radius, n_neighbors)
-    shape = len(types), len(panel)
+    entries = xp.asarray(cells.indptr), xp.asarray(cells.genes), xp.asarray(cells.values)
+    of_x = _columns_with(pairs.x, len(columns), entries)
+    shape = len(types), len(pairs.z)
     found = {"score": np.full(shape, np.nan), "reached": np.zeros(shape, np.int64)}
     found |= {"cells": np.zeros(len(types), np.int64), "with": np.zeros(len(types), np.int64)}
     for source in np.unique(types.source):
@@ -79,7 +86,9 @@ def score_slide(
         )
         name = f"{slides.names[strip.slide]}\t{slides.types[source]}"
         keys = [stream_key(seed, "ligand receptor", name, draw) for draw in range(n_permutations)]
-        parts = _score_source(cells, graph, panel, of_source, np.array(keys, np.uint64), two_sided)
+        parts = _score_source(
+            cells, graph, entries, of_x, pairs, of_source, np.array(keys, np.uint64), two_sided
+        )
         for part, value in parts.items():
             found[part][asked] = value
     return found
@@ -88,69 +97,79 @@ def score_slide(
 def _score_source(
     cells: StripCells,
     graph: tuple[np.ndarray, np.ndarray],
-    panel: ChosenGenes,
+    entries: Entries,
+    of_x: Entries,
+    pairs: Any,
     types: TypePairs,
     keys: np.ndarray,
     two_sided: bool,
 ) -> dict[str, np.ndarray]:
-    """Score the pairs of one source type, and count the permutations that reach each score."""
+    """Score the pairs of one source type, and count the permutations that reach each score.
+
+    `entries` are the CSR rows of all genes, `of_x` those of the ligands.
+    """
+    xp = array_module(pairs.z)
+    kernel: Any = correlation_pairs if xp is np else correlation_device
     own = np.flatnonzero(cells.types == types.source[0]).astype(np.int32)
-    pairs, n_genes, n_types = panel.by_gene, len(panel.columns), len(types)
-    entries = cells.indptr, cells.genes, cells.values
-    ligands = _columns_with(np.diff(pairs.start) > 0, entries)
-    chunks = _chunks(own, graph[0], cells.indptr)
+    n_genes, n_types = cells.n_columns, len(types)
+    if xp is np:
+        held = np.diff(graph[0])[own] * (int(np.diff(cells.indptr).mean()) + 1)
+    else:  # dense rows
+        held = np.full(len(own), n_types * n_genes)
+    chunks = _chunks(own, held)
 
-    def rows_of(chunk: np.ndarray) -> NeighborSums:
-        return neighbor_sums(chunk, graph, cells.types, types.numbers, entries, n_genes)
+    def rows_of(chunk: np.ndarray) -> Any:
+        return kernel.neighbor_sums(chunk, graph, cells.types, types.numbers, entries, n_genes)
 
-    z, zz, xz = np.zeros((n_types, n_genes)), np.zeros((n_types, n_genes)), 0.0
-    around = np.zeros(n_types, np.int64)
+    total = {
+        "z": xp.zeros((n_types, n_genes)),
+        "zz": xp.zeros((n_types, n_genes)),
+        "xz": xp.zeros((n_types, len(pairs.z))),
+        "cells": np.zeros(n_types, np.int64),
+    }
     for chunk in chunks:
-        rows = rows_of(chunk)
-        at = np.repeat(rows.pair, np.diff(rows.indptr)).astype(np.int64) * n_genes + rows.genes
-        z += np.bincount(at, rows.values, z.size).reshape(z.shape)
-        zz += np.bincount(at, rows.values**2, z.size).reshape(z.shape)
-        around += np.bincount(rows.pair, minlength=n_types)
-        xz = xz + product_sums(rows, ligands, pairs, n_types)
-    z, zz, xz = z[:, pairs.z], zz[:, pairs.z], xz + np.zeros((n_types, len(pairs.z)))
-    of_x = np.repeat(np.arange(n_genes), np.diff(pairs.start))
+        for name, value in kernel.cross_sums(rows_of(chunk), of_x, pairs, n_types).items():
+            total[name] += value
+    z, zz, xz = total["z"][:, pairs.z], total["zz"][:, pairs.z], total["xz"]
     everyone, expression = np.zeros(len(own), np.int64), cells.expression[own]
     x, xx = (
-        sum_by_group(everyone, 1, expression, squares=squares)[0, of_x] for squares in (False, True)
+        xp.asarray(sum_by_group(everyone, 1, expression, squares=squares))[0, pairs.x]
+        for squares in (False, True)
     )
     chance = x * z / max(1, len(own))
-    least = np.abs(xz - chance) if two_sided else xz - chance
-    least = least - ROUNDING * np.sqrt(xx * zz)
-    reached = np.zeros(xz.shape, np.int64)
+    least = xp.abs(xz - chance) if two_sided else xz - chance
+    least = least - ROUNDING * xp.sqrt(xx * zz)
+    reached = xp.zeros(xz.shape, np.int64)
     for start in range(0, len(keys), BATCH):
         batch = keys[start : start + BATCH]
         orders = np.stack([own[keyed_permutation(key, len(own))] for key in batch])
-        drawn = np.zeros((len(batch), *xz.shape)) - chance
+        drawn = xp.zeros((len(batch), *xz.shape)) - chance
         for chunk in chunks:
             rows = rows_of(chunk)
             place = orders[:, np.searchsorted(own, rows.cell)]
-            drawn += permuted_product_sums(rows, ligands, pairs, n_types, place)
-        reached += ((np.abs(drawn) if two_sided else drawn) >= least).sum(axis=0)
+            drawn += kernel.permuted_product_sums(rows, of_x, pairs, n_types, place)
+        reached += ((xp.abs(drawn) if two_sided else drawn) >= least).sum(axis=0)
     return {
-        "score": correlations(len(own), x, xx, z, zz, xz)[:, pairs.order],
-        "reached": reached[:, pairs.order],
+        "score": correlations(len(own), *map(host_array, (x, xx, z, zz, xz)))[:, pairs.order],
+        "reached": host_array(reached)[:, pairs.order],
         "cells": np.full(n_types, len(own)),
-        "with": around,
+        "with": total["cells"],
     }
 
 
-def _columns_with(kept: np.ndarray, entries: Csr) -> Csr:
+def _columns_with(columns: Any, n_columns: int, entries: Entries) -> Entries:
     """Only the entries of these columns, in the same numbering."""
-    indptr, genes, values = entries
+    (indptr, genes, values), xp = entries, array_module(columns)
+    kept, before = xp.zeros(n_columns, np.bool_), xp.zeros(len(genes) + 1, np.int64)
+    kept[columns] = True
     chosen = kept[genes]
-    before = np.concatenate([[0], np.cumsum(chosen)])
+    before[1:] = xp.cumsum(chosen, dtype=np.int64)
     return before[indptr], genes[chosen], values[chosen]
 
 
-def _chunks(own: np.ndarray, graph_start: np.ndarray, indptr: np.ndarray) -> list[np.ndarray]:
-    """Cut cells so that their neighbour sums stay small."""
-    entries = int(np.diff(indptr).mean()) + 1
-    bound = np.cumsum((graph_start[own + 1] - graph_start[own]) * entries)
+def _chunks(own: np.ndarray, held: np.ndarray) -> list[np.ndarray]:
+    """Cut cells so that their neighbour sums, of so many entries each, stay small."""
+    bound = np.cumsum(held)
     last = int(bound[-1]) if len(bound) else 0
     cuts = np.searchsorted(bound, np.arange(CHUNK_ENTRIES, last, CHUNK_ENTRIES))
     return [chunk for chunk in np.split(own, cuts) if len(chunk)]
@@ -284,7 +303,8 @@ def _score_layer(
         options={
             "strips": strips,
             "slides": slides,
-            "genes": genes,
+            "ligands": genes.columns[genes.x],
+            "receptors": genes.columns[genes.z],
             "types": types,
             "target": found.target,
             **settings,
@@ -292,6 +312,7 @@ def _score_layer(
         workspace=TileWorkspace(0, _most_bytes(found, strips, genes, opened.n_vars)),
         nanoseconds=max(s.n_cells for s in strips) * (1e4 + 50.0 * settings["n_permutations"]),
         n_items=len(strips) * n_panels,
+        on_device=True,
         collect=partial(join_slides, n_panels=n_panels),
     )
     program = Program("ligand_receptor", (stage,), results=_tests)

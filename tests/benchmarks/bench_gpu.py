@@ -17,16 +17,23 @@ from scipy import sparse
 
 from stdist.graph.blocks import tiles
 from stdist.graph.device import GPU
+from stdist.kernels import correlation_device
 from stdist.kernels import poisson_newton_batched as batched
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.moments import membership_sums
 from stdist.kernels.poisson_match import match_labels, match_soft, rates
 from stdist.kernels.poisson_passes import pass_moments
 from stdist.kernels.poisson_ridge import Penalty
+from stdist.kernels.power_sums import power_sums
+from stdist.kernels.spatial_autocorrelation import moran_sums
+from stdist.kernels.spatial_neighbors import nearest_of_other_types, nearest_within
+from stdist.metrics.neighborhoods import TypePairs
+from stdist.metrics.pair_tests import CHUNK_ENTRIES, PANEL
 from stdist.preprocess import kmeans, normalize, pca, qc, scale
 
 N_CELLS, N_GENES, N_BATCHES, N_CLUSTERS, N_COMPONENTS = 7_000_000, 500, 16, 100, 50
 BLOCK, SAMPLE, COPY, REPEATS = 65_536, 20_000, 2**31, 5
+N_TYPES, RADIUS, PER_AREA, DRAWS = 16, 30.0, 0.0028, 8
 
 
 class Clock:
@@ -118,12 +125,20 @@ def fits(clock: Clock, cells: dict[str, Any], counts: Any) -> None:
     def sum_groups(rows: tuple[int, int], *, strata: Any, counts: Any) -> Any:
         return membership_sums(strata, N_BATCHES * N_CLUSTERS, counts)
 
+    def sum_powers(rows: tuple[int, int], *, labels: Any, counts: Any, depth: Any) -> Any:
+        return power_sums(labels, N_CLUSTERS, counts, depth)
+
     def sum_means(rows: tuple[int, int], *, weights: Any, batch: Any, depth: Any) -> Any:
         return pass_moments(weights, batch, depth, point)
 
     point = xp.asarray(rng.normal(-1, 0.3, (N_BATCHES + 1, N_CLUSTERS + 1, N_GENES)))
     for name, kernel, inputs in (
         ("sums by stratum", sum_groups, {"strata": strata, "counts": counts}),
+        (
+            "sums of powers by label",
+            sum_powers,
+            {"counts": counts} | {n: cells[n] for n in ("labels", "depth")},
+        ),
         ("a pass of the fit", sum_means, {n: cells[n] for n in ("weights", "batch", "depth")}),
     ):
         n_bytes = sum(map(size, inputs.values()))
@@ -145,6 +160,45 @@ def fits(clock: Clock, cells: dict[str, Any], counts: Any) -> None:
         call = partial(batched.fit_genes, form, observed, ridges, 1e-8, 50)
         print(f"  {float(call().converged.mean()):.3f} of {N_GENES} genes converge")
         clock.report(name, call, size(observed))
+
+
+def neighbourhoods(clock: Clock, counts: np.ndarray) -> None:
+    """Time the sums of Moran's I, and for cells of one type those of the SCI and a permutation."""
+    xp, rng = clock.cupy, np.random.default_rng(3)
+    rows = sparse.csr_matrix(counts)
+    parts = rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(float)
+    x: Any = tuple(map(xp.asarray, parts))
+    points = rng.random((BLOCK, 2)) * np.sqrt(BLOCK / PER_AREA)
+    own, graph = np.ones(BLOCK, bool), nearest_within(points, RADIUS, 6)
+    n_bytes = sum(map(size, x))
+    call = partial(moran_sums, own, graph, x, N_GENES)
+    clock.report("Moran's I", call, n_bytes, N_CELLS / BLOCK)
+
+    types = rng.integers(0, N_TYPES, BLOCK).astype(np.int32)
+    graph = nearest_of_other_types(points, types, RADIUS, 30)
+    numbers = TypePairs.of([(0, other) for other in range(1, N_TYPES)], N_TYPES).numbers
+    cells = np.flatnonzero(types == 0).astype(np.int32)[: CHUNK_ENTRIES // (N_TYPES * N_GENES)]
+    share = len(cells) / BLOCK
+
+    def summed(first: Any, second: Any) -> Any:
+        pairs = correlation_device.GenePairs.of(xp.asarray(first), xp.asarray(second), N_GENES)
+        found = correlation_device.neighbor_sums(cells, graph, types, numbers, x, N_GENES)
+        return found, x, pairs, N_TYPES - 1
+
+    def cross_sums() -> Any:
+        return correlation_device.cross_sums(
+            *summed(*np.indices((N_GENES, N_GENES)).reshape(2, -1))
+        )
+
+    clock.report(
+        "SCI of all pairs of genes", cross_sums, int(n_bytes * share), N_CELLS / len(cells)
+    )
+    arguments = summed(*rng.integers(0, N_GENES, (2, PANEL)))
+    of_cell = np.searchsorted(cells, arguments[0].cell)
+    place = np.stack([rng.permutation(cells)[of_cell] for _ in range(DRAWS)])
+    call = partial(correlation_device.permuted_product_sums, *arguments, place)
+    scale = N_CELLS / len(cells) / DRAWS
+    clock.report(f"a permutation of {PANEL} pairs", call, int(DRAWS * n_bytes * share), scale)
 
 
 def matching(clock: Clock, counts: np.ndarray, cells: dict[str, Any]) -> None:
@@ -207,6 +261,7 @@ def main() -> None:
     print(f"seconds for {N_CELLS} cells from a block of {BLOCK}; density {(counts > 0).mean():.3f}")
     preprocessing(clock, block, embedding)
     fits(clock, cells, block)
+    neighbourhoods(clock, counts)
     matching(clock, counts, cells)
 
 

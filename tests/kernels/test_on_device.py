@@ -6,13 +6,23 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stdist.kernels import moments, poisson_match_cuda, poisson_match_numba
+from stdist.graph.device import GPU
+from stdist.kernels import (
+    correlation_device,
+    correlation_pairs,
+    moments,
+    poisson_match_cuda,
+    poisson_match_numba,
+    spatial_autocorrelation,
+)
 from stdist.kernels import poisson_newton_batched as batched
 from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.poisson_match import match_labels, match_soft, rates
 from stdist.kernels.poisson_passes import pass_moments
 from stdist.kernels.poisson_ridge import Penalty, fit, fit_strata
+from stdist.kernels.power_sums import power_sums
+from stdist.kernels.spatial_neighbors import nearest_of_other_types, nearest_within
 from tests import fake_cupy
 from tests.fake_cupy import assert_agree
 
@@ -62,6 +72,66 @@ def test_moments_and_sums(cuda):
         found = moments.membership_sums(cuda.asarray(codes), 7, cuda.asarray(some))
         expected = [some[codes == k].sum(axis=0, dtype=np.float64) for k in range(7)]
         assert_agree(cuda, found.get(), expected)
+
+
+def test_sums_of_powers(cuda):
+    rng = np.random.default_rng(6)
+    counts, labels = rng.poisson(2.0, (1024, 9)).astype(np.uint16), rng.integers(0, 4, 1024)
+    labels[labels == 2] = 0  # a label without cells in this tile
+    depth = rng.lognormal(3, 0.5, 1024)
+    found = power_sums(cuda.asarray(labels), 5, cuda.asarray(counts), cuda.asarray(depth))
+    for values, expected in zip(found, power_sums(labels, 5, counts, depth), strict=True):
+        assert_agree(cuda, values.get(), expected)
+
+
+def tissue(n=400, n_genes=6):
+    """Points, types, depths and CSR rows of counts: some cells are empty, and so is a gene."""
+    rng = np.random.default_rng(7)
+    counts = rng.poisson(0.8, (n, n_genes)).astype(float)
+    counts[::9], counts[:, 3] = 0, 0
+    rows = sparse.csr_matrix(counts)
+    entries = rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
+    return rng.random((n, 2)), rng.integers(0, 4, n).astype(np.int32), counts.sum(axis=1), entries
+
+
+@pytest.mark.parametrize("radius", [1e-6, 0.06, 0.2])
+def test_sums_for_morans_i(cuda, monkeypatch, radius):
+    monkeypatch.setattr(spatial_autocorrelation, "_DENSE_ROWS", 64)
+    points, _, _, entries = tissue()
+    own, graph = points[:, 0] < 0.7, nearest_within(points, radius, 5)
+    expected = spatial_autocorrelation.moran_sums(own, graph, entries, 6)
+    moved = tuple(map(cuda.asarray, entries))
+    found = spatial_autocorrelation.moran_sums(own, graph, moved, 6)
+    assert isinstance(found["xwx"], cuda.ndarray)
+    found = GPU.give(found)
+    for name, values in expected.items():
+        assert_agree(cuda, found[name], values)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("radius", [1e-6, 0.2])
+def test_sums_over_pairs_of_genes(cuda, pooled, radius):
+    points, types, depth, entries = tissue()
+    numbers = np.full((4, 4), -1, np.int32)
+    numbers[[0, 0, 2, 1], [1, 2, 1, 3]] = np.arange(4)
+    graph = nearest_of_other_types(points, types, radius, 6)
+    x, z = np.array([4, 0, 3, 0, 4, 5]), np.array([1, 2, 0, 0, 4, 3])
+    cells = np.flatnonzero(points[:, 0] < 0.7).astype(np.int32)
+    moved = np.random.default_rng(8).permutation(len(types)).astype(np.int32)
+    options = {"depth": depth, "target": 4.0} if pooled else {}
+    sums = []
+    for kernel, there in ((correlation_device, cuda.asarray), (correlation_pairs, np.asarray)):
+        expression = tuple(map(there, entries))
+        rows = kernel.neighbor_sums(cells, graph, types, numbers, expression, 6, **options)
+        pairs = kernel.GenePairs.of(there(x), there(z), 6)
+        total = kernel.cross_sums(rows, expression, pairs, 4)
+        place = np.stack([rows.cell, moved[rows.cell]])
+        drawn = kernel.permuted_product_sums(rows, expression, pairs, 4, place)
+        sums.append(total | {"xz": total["xz"][:, pairs.order], "drawn": drawn[..., pairs.order]})
+    found, expected = GPU.give(sums[0]), sums[1]
+    assert (expected["cells"].sum() > 0) == (radius > 0.1)
+    for name, values in found.items():
+        assert_agree(cuda, values, expected[name].astype(values.dtype))
 
 
 def soft_cells(seed, n=900, g=7, k=5, b=4):

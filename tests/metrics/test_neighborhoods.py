@@ -303,7 +303,7 @@ def test_what_does_not_fit_is_refused_before_it_runs(adata, monkeypatch):
     from stdist.graph.executors import Resources
     from stdist.store import PlanRefused
 
-    def small(self):
+    def small(self, *, device=True):
         return Resources(1, 200 * 2**20, 1, 0)
 
     monkeypatch.setattr(InProcess, "resources", small)
