@@ -189,7 +189,7 @@ def _plan_stage(
         tasks = len(blocks) + len(Blocks(stage.places, block_length))
         updated = 8 + sum(program.state[name].row_bytes for name in stage.updates)
         most = max(rows, min(block_length, stage.places))
-        memory = max(inputs + stage.workspace(min(rows, TILE_ROWS)), updated * most)
+        memory = max(inputs + stage.workspace(rows), updated * most)
         memory += 3 * updated * most  # rows, rows in order, and their bytes
         written = updated * (stage.n_rows + stage.places)
     else:

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from stdist.graph.blocks import tiles
 from stdist.graph.device import HOST
 from stdist.graph.stage import Rearrange
 from stdist.graph.state import Recollection, State
@@ -26,7 +25,6 @@ from stdist.graph.task import (
     kernel_arguments,
     measured,
     read_inputs,
-    slice_rows,
 )
 from stdist.store.manifest import temporary_path
 
@@ -97,12 +95,8 @@ def run_scatter(
     with measured(stage.name, index, f"block {index} (rows {bounds[0]}:{bounds[1]})") as facts:
         constants = kernel_arguments(stage, values, HOST)
         inputs = read_inputs(stage, index, bounds, state, facts)
-        calls = [
-            stage.kernel(rows, **slice_rows(inputs, bounds[0], *rows), **constants)
-            for rows in tiles(*bounds)
-        ]
+        moved = stage.kernel(bounds, **inputs, **constants)
         del inputs
-        moved = {name: join_rows([call.pop(name) for call in calls]) for name in list(calls[0])}
         position = moved.pop(POSITION)
         if len(position) and not 0 <= position.min() <= position.max() < stage.places:
             message = f"positions are not within 0 and {stage.places}"

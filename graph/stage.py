@@ -129,6 +129,7 @@ class Rearrange(Stage):
     The kernel returns ``position``, the place of each row (int64), and the rows of every state in
     `updates`. Rows with the same position follow one another in the order they came, so a group
     needs only its first place. There are `places` places; those that no row takes hold zeros.
+    A kernel sees a block at once: rows do not interact.
     """
 
     updates: tuple[str, ...] = ()
