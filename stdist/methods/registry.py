@@ -100,6 +100,13 @@ PROGRAMS = {
         "batch-corrected counts per gene (Millard et al. 2025)",
         "--batch-key batch --clusters cell_type",
     ),
+    "siid": Entry(
+        "stdist.methods.siid:build_siid",
+        "stdist.tl.siid",
+        "method",
+        "genes of spots imputed in cells, and types of spots (SIID 2025)",
+        "--spots visium.zarr --n-factors 15",
+    ),
 }
 
 

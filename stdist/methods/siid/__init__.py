@@ -1,0 +1,161 @@
+"""SIID: imputation and deconvolution of a pair of slides (Genome Research 2025)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stdist.graph import Program
+from stdist.methods.data import StoreData, open_data
+from stdist.methods.run import run_program
+from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.program import siid_program
+from stdist.methods.siid.spec import SiidSpec
+
+__all__ = ["SiidSpec", "build_siid", "siid"]
+
+
+def build_siid(data: str, spots: str, **parameters: Any) -> Program:
+    """Build the program of a recorded run."""
+    return siid_program(Pair(StoreData(data), StoreData(spots), SiidSpec(**parameters)))
+
+
+def siid(
+    data: Any,
+    *,
+    spots: Any,
+    n_factors: int,
+    layer: str | None = None,
+    spots_layer: str | None = None,
+    spatial_key: str = "spatial",
+    spots_spatial_key: str = "spatial",
+    transform: list[float] | None = None,
+    max_distance: float = 100.0,
+    held_out: list[str] | None = None,
+    deconvolve: bool = True,
+    n_solutions: int = 3,
+    n_restarts: int = 8,
+    sample_cells: int = 10_000,
+    passes: int = 40,
+    convergence_passes: int = 500,
+    entropy: float = 11.0,
+    entropy_passes: int = 100,
+    platform_scaling: bool = True,
+    l2: float = 0.0,
+    key_added: str = "siid",
+    rng: int = 0,
+    client: Any = None,
+    block_length: int | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path | None:
+    """Impute the genes of spots in cells, and tell the cell types of spots.
+
+    Counts of cells (a small panel) and of the spots above them (more genes) are factorised
+    together: cell i has n_i (P Q)_ig counts of the panel's gene g, spot j phi_g sum_i m_i (P Q)_ig
+    over its cells.
+
+    Parameters
+    ----------
+    data
+        Cells: path of a store, a lazy AnnData of `stdist.io.open`, or an AnnData.
+    spots
+        Spots: the same.
+    n_factors
+        Number of factors (cell types or programs).
+    layer, spots_layer
+        Layers with raw counts; default ``X``.
+    spatial_key, spots_spatial_key
+        Entries of ``obsm`` with x and y in one frame, in um.
+    transform
+        Matrix ``(3, 3)`` that brings the spots into the frame of the cells, as nine numbers.
+    max_distance
+        A cell farther from every spot has none, in um.
+    held_out
+        Genes that are taken from the panel: imputed, to be compared with what was measured.
+    deconvolve
+        Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
+    n_solutions
+        Fits whose imputations are averaged.
+    n_restarts
+        Starts on a sample of the tiles, of which the best are taken.
+    sample_cells
+        Cells in that sample.
+    passes
+        Passes over all cells in a fit for imputation.
+    convergence_passes
+        Largest number of passes before hardening.
+    entropy
+        Strength with which types of a cell are made exclusive at the end, in nats per cell.
+    entropy_passes
+        Passes with it.
+    platform_scaling
+        Whether genes of the panel have a factor between the slides.
+    l2
+        Weight of the squared logits and logarithms of all parameters (1e-5 in the paper).
+    key_added
+        ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
+        with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
+        probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
+        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots.
+    rng
+        Seed.
+    client
+        `distributed.Client`; default as in `stdist.tl.crescendo`.
+    block_length
+        Rows per block.
+    overwrite
+        Replace existing results.
+    progress
+        Show progress; default: on a terminal.
+
+    Returns
+    -------
+    Path or None
+        Folder of the run record, for a store.
+
+    Raises
+    ------
+    InputError
+        If the slides share no gene, coordinates are in different frames, or counts are not counts.
+
+    Notes
+    -----
+    The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); it is fitted by
+    exact EM steps on tiles of spots with all their cells, not by gradient steps over everything.
+
+    Examples
+    --------
+    >>> siid("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
+    """
+    spec = SiidSpec(
+        n_factors=n_factors,
+        layer=layer,
+        spots_layer=spots_layer,
+        spatial_key=spatial_key,
+        spots_spatial_key=spots_spatial_key,
+        transform=transform,
+        max_distance=max_distance,
+        held_out=held_out,
+        deconvolve=deconvolve,
+        n_solutions=n_solutions,
+        n_restarts=n_restarts,
+        sample_cells=sample_cells,
+        passes=passes,
+        convergence_passes=convergence_passes,
+        entropy=entropy,
+        entropy_passes=entropy_passes,
+        platform_scaling=platform_scaling,
+        l2=l2,
+        key_added=key_added,
+        rng=rng,
+    )
+    opened = open_data(data)
+    return run_program(
+        siid_program(Pair(opened, open_data(spots), spec)),
+        opened,
+        client=client,
+        block_length=block_length,
+        progress=progress,
+        overwrite=overwrite,
+    )

@@ -1,0 +1,173 @@
+"""Passes over all cells: rows of tiles move with the factors fixed, then the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings, tile_pass
+from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors_spots import Rows
+from stdist.kernels.poisson_factors_start import start_rows
+from stdist.methods.siid.sample import tile_of
+from stdist.methods.siid.spec import EXPONENT
+
+Arrays = dict[str, Any]
+TILE = ("cells", "spots", "spot", "origin", "spot_origin")
+"""States of the two slides."""
+WINDOW, SETTLED = 34, 1e-5
+"""The fit for proportions ends where the loss fell by less than this share in so many passes."""
+
+
+def begin_tile(
+    rows: tuple[int, int],
+    *,
+    seed: int,
+    settings: Settings,
+    number: int,
+    name: str,
+    **arguments: Any,
+) -> Arrays:
+    """Rows of a tile from their start, improved with the factors of a restart."""
+    (starts,) = (arguments.pop(key) for key in ("restarts", "chosen") if key in arguments)
+    best = int(np.argsort(starts["loss"], kind="stable")[number])
+    Q, phi = starts["Q"][best], starts["phi"][best]
+    tile = tile_of(**arguments)
+    begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(Q), seed)
+    return _pass(tile, begun, Q, phi, settings, None, rows, name)
+
+
+def improve_tile(
+    rows: tuple[int, int],
+    *,
+    settings: Settings,
+    name: str,
+    state: str,
+    **arguments: Any,
+) -> Arrays:
+    """Rows of a tile after one more pass."""
+    before, now = arguments.pop(state), arguments.pop(name)
+    tile = tile_of(**arguments)
+    kept = before[: tile[0].shape[0]].astype(np.float64)
+    moving = Rows(np.ascontiguousarray(kept[:, :-2]), kept[:, -2].copy(), kept[:, -1].copy())
+    return _pass(tile, moving, now["Q"], now["phi"], settings, now["gauge"], rows, state)
+
+
+def _pass(
+    tile: Any,
+    moving: Rows,
+    Q: np.ndarray,
+    phi: np.ndarray,
+    settings: Settings,
+    gauge: np.ndarray | None,
+    rows: tuple[int, int],
+    state: str,
+) -> Arrays:
+    new, total = tile_pass(*tile, moving, Q, phi, settings, gauge)
+    table = np.zeros((rows[1] - rows[0], len(Q) + 2), np.float32)
+    table[: len(new.n)] = np.column_stack(new)
+    return total | {state: table}
+
+
+def first_step(
+    total: Arrays, *, number: int, n_panel: int, settings: Settings, platform_scaling: bool,
+    **starts: Arrays,
+) -> Arrays:  # fmt: skip
+    """Factors after the first pass."""
+    (found,) = starts.values()
+    best = int(np.argsort(found["loss"], kind="stable")[number])
+    before = {"Q": found["Q"][best], "phi": found["phi"][best], "exponent": 1.0}
+    before |= {"losses": np.empty((0, 2)), "gauge": np.ones(len(before["Q"]))}
+    return advance(
+        total, n_panel=n_panel, settings=settings, platform_scaling=platform_scaling, now=before
+    )
+
+
+def advance(
+    total: Mapping[str, Any], *, n_panel: int, settings: Settings, platform_scaling: bool,
+    **state: Mapping[str, Any],
+) -> Arrays:  # fmt: skip
+    """Factors of the next pass, and the losses so far."""
+    (now,) = state.values()
+    Q, phi = np.asarray(now["Q"]), np.asarray(now["phi"])
+    losses = np.asarray(now["losses"])
+    loss = total_loss(total, Q, phi, settings)
+    previous = losses[-1].sum() if len(losses) else np.inf
+    exponent = next_exponent(float(now["exponent"]), loss, previous, EXPONENT)
+    step = global_step(
+        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2, platform_scaling=platform_scaling
+    )
+    parts = np.array([[total["loss_x"], loss - total["loss_x"]]])
+    return {
+        **step._asdict(),
+        "exponent": np.float64(exponent),
+        "losses": np.concatenate([losses, parts]),
+        "rejected": np.int64(total["rejected"]),
+        "n_spots": np.int64(total["n_spots"]),
+        "empty_counts": np.float64(total["empty_counts"]),
+    }
+
+
+def never(previous: Any, current: Any) -> bool:
+    """Every pass is made: more of them do not mean better imputation."""
+    return False
+
+
+def settled(previous: Any, current: Any) -> bool:
+    """Tell whether the loss has not fallen for a whole window: plateaus are long here."""
+    losses = np.asarray(current["losses"]).sum(axis=1)
+    if len(losses) <= WINDOW:
+        return False
+    return bool(losses[-1 - WINDOW] - losses[-1] < SETTLED * abs(losses[-1]))
+
+
+def load_spots(rows: tuple[int, int], *, state: str, name: str, **arguments: Any) -> Arrays:
+    """Proportions of factors in the spots of a tile, soft and by the largest factor of a cell."""
+    before, now = arguments.pop(state), arguments.pop(name)
+    _, above, spot = tile_of(**arguments)
+    n_cells, n_spots = len(spot), above.shape[0]
+    scaled = before[:n_cells, :-2].astype(np.float64) * now["gauge"]
+    size = scaled.sum(axis=1)
+    soft = Rows(scaled / size[:, None], before[:n_cells, -2] * size, before[:n_cells, -1] * size)
+    hard = np.zeros_like(soft.p)
+    hard[np.arange(n_cells), soft.p.argmax(axis=1)] = 1.0
+    return {
+        "spot": arguments["spot_origin"][:n_spots] - 1,
+        "soft": proportions(spot_loadings(soft, spot, n_spots)),
+        "hard": proportions(spot_loadings(soft._replace(p=hard), spot, n_spots)),
+        "loadings": spot_loadings(soft, spot, n_spots),
+    }
+
+
+def by_spot(total: Arrays, **state: Arrays) -> Arrays:
+    """Rows of all spots in their own order."""
+    order = np.argsort(total["spot"], kind="stable")
+    return {name: values[order] for name, values in total.items() if name != "spot"}
+
+
+def write_rows(
+    rows: tuple[int, int],
+    *,
+    spot_back: np.ndarray,
+    solutions: tuple[str, ...],
+    types: str | None,
+    **arguments: Any,
+) -> Arrays:
+    """Loadings of the mean of the solutions, proportions, and the spot, of each cell."""
+    found: Arrays = {"spot": spot_back}
+    loadings = [current_rows(arguments[f"{name}_rows_back"], arguments[name]) for name in solutions]
+    scaled = [n[:, None] * p / len(loadings) for p, n in loadings]
+    found["loadings"] = np.concatenate(scaled, axis=1).astype(np.float32)
+    if types is not None:
+        p, _ = current_rows(arguments[f"{types}_rows_back"], arguments[f"{types}_hard"])
+        found["proportions"] = p.astype(np.float32)
+    return found
+
+
+def current_rows(table: np.ndarray, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and sizes of cells for the factors of the last step."""
+    scaled = table[:, :-2].astype(np.float64) * np.asarray(state["gauge"])
+    size = scaled.sum(axis=1)
+    return scaled / np.maximum(size, np.finfo(float).tiny)[:, None], table[:, -2] * size

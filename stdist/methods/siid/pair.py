@@ -1,0 +1,170 @@
+"""The two slides of a pair: which genes, which spot above which cell, and where both are kept."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stdist.kernels.spot_layout import SpotLayout, crowded_spots, spot_layout
+from stdist.kernels.spot_map import nearest_spots, transformed
+from stdist.methods.checks import check_counts
+from stdist.methods.data import UNIQUE_BAND, Data
+from stdist.methods.siid.spec import SiidSpec
+from stdist.store import InputError, Source
+
+MOST_UNMAPPED, MANY_UNMAPPED = 0.5, 0.05
+"""Shares of cells without a spot that are refused, and that are warned of."""
+
+
+class Pair:
+    """Cells and spots, checked.
+
+    Raises
+    ------
+    InputError
+        If the slides share no gene, coordinates are wrong or in different frames, or the panel is
+        empty.
+    """
+
+    def __init__(self, cells: Data, spots: Data, spec: SiidSpec) -> None:
+        self.cells, self.spots, self.spec = cells, spots, spec
+        self.counts = cells.matrix(spec.layer)
+        self.spot_counts = spots.matrix(spec.spots_layer)
+        self.spatial = _coordinates(cells, spec.spatial_key)
+        self._match_genes()
+        places = _coordinates(spots, spec.spots_spatial_key).read(0, spots.n_obs)
+        self.places = _finite(places, spec.spots_spatial_key, spots.place, 0)
+        if spec.matrix is not None:
+            self.places = transformed(self.places, spec.matrix)
+        self._map()
+
+    def _match_genes(self) -> None:
+        """Genes of the model: the panel in the order of the cells, then what is held out."""
+        mine = [str(name) for name in self.cells.var_names]
+        theirs = {str(name): number for number, name in enumerate(self.spots.var_names)}
+        shared = [name for name in mine if name in theirs]
+        held = [str(name) for name in self.spec.held_out or ()]
+        unknown = [name for name in held if name not in theirs]
+        if unknown:
+            raise InputError(
+                "gene-absent",
+                f"{len(unknown)} genes to hold out are not in the spots, first {unknown[0]!r}",
+                place=self.spots.place,
+                remedy="name genes of the spots",
+            )
+        panel = [name for name in shared if name not in set(held)]
+        if not panel:
+            raise InputError(
+                "genes-not-shared",
+                "cells and spots share no gene" if not shared else "all shared genes are held out",
+                place=f"{self.cells.place} ({', '.join(mine[:3])}, ...) and {self.spots.place} "
+                f"({', '.join(list(theirs)[:3])}, ...)",
+                remedy="name the genes of both slides alike: symbols or identifiers",
+            )
+        number = {name: column for column, name in enumerate(mine)}
+        self.genes = np.array([*panel, *held], dtype=object)
+        self.n_panel = len(panel)
+        self.panel_columns = np.array([number[name] for name in panel])
+        self.spot_columns = np.array([theirs[name] for name in self.genes])
+        self.only_in_cells = [name for name in mine if name not in theirs]
+
+    def _map(self) -> None:
+        """Count the cells of each spot, in one pass over the coordinates."""
+        n_cells, n_spots = self.cells.n_obs, self.spots.n_obs
+        self.nearest_cells = np.zeros(n_spots, np.int64)
+        self.mapped_cells = np.zeros(n_spots, np.int64)
+        for start in range(0, n_cells, UNIQUE_BAND):
+            found = self.map_cells((start, min(n_cells, start + UNIQUE_BAND)))
+            self.nearest_cells += np.bincount(found.nearest, minlength=n_spots)
+            self.mapped_cells += np.bincount(found.spot[found.spot >= 0], minlength=n_spots)
+        self.unmapped = n_cells - int(self.mapped_cells.sum())
+        if self.unmapped > MOST_UNMAPPED * n_cells:
+            raise InputError(
+                "cells-unmapped",
+                f"{self.unmapped} of {n_cells} cells are more than {self.spec.max_distance:g} from "
+                "any spot",
+                place=f"obsm {self.spec.spatial_key!r} and {self.spec.spots_spatial_key!r}",
+                remedy="bring both slides into one frame (transform) and one unit (um)",
+            )
+        crowded = crowded_spots(self.nearest_cells)
+        if len(crowded):
+            raise InputError(
+                "spot-crowded",
+                f"{len(crowded)} spots have more than 1024 cells nearest to them, the first "
+                f"{self.nearest_cells[crowded[0]]}",
+                place=f"spot {crowded[0]} of {self.spots.place}",
+                remedy="use smaller spots, or filter out cells far from every spot",
+            )
+
+    def map_cells(self, rows: tuple[int, int]) -> Any:
+        """Nearest spots of some cells (`stdist.kernels.spot_map.SpotMap`)."""
+        points = _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
+        return nearest_spots(points, self.places, self.spec.max_distance)
+
+    @cached_property
+    def layout(self) -> SpotLayout:
+        """Where cells and spots are kept while the model is fitted."""
+        return spot_layout(self.nearest_cells, self.places)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the user should know before the fit."""
+        notes = []
+        empty = int((self.mapped_cells == 0).sum())
+        if self.unmapped > MANY_UNMAPPED * self.cells.n_obs:
+            notes.append(
+                f"[cells-unmapped] {self.unmapped} of {self.cells.n_obs} cells have no spot within "
+                f"{self.spec.max_distance:g}"
+            )
+        if empty:
+            notes.append(f"[spots-empty] {empty} of {self.spots.n_obs} spots have no cell")
+        if self.only_in_cells:
+            notes.append(
+                f"[genes-not-in-spots] {len(self.only_in_cells)} genes of the cells take no part, "
+                f"first {self.only_in_cells[0]!r}"
+            )
+        return notes
+
+
+def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray) -> Any:
+    """Some columns of counts as CSR float32 rows.
+
+    Raises
+    ------
+    InputError
+        If a count is negative, fractional or not finite.
+    """
+    from scipy import sparse
+
+    check_counts(counts, rows)
+    chosen = sparse.csr_matrix(counts[:, columns], dtype=np.float32)
+    chosen.sum_duplicates()
+    chosen.eliminate_zeros()
+    return chosen
+
+
+def _coordinates(data: Data, key: str) -> Source:
+    found = data.embedding(key)
+    if len(found.shape) != 2 or found.shape[1] != 2:
+        raise InputError(
+            "spatial-shape",
+            f"coordinates have shape {found.shape}, not (n, 2)",
+            place=f"obsm {key!r} of {data.place}",
+            remedy="give x and y",
+        )
+    return found
+
+
+def _finite(points: np.ndarray, key: str, place: str, first: int) -> np.ndarray:
+    values = np.asarray(points, np.float64)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise InputError(
+            "spatial-nonfinite",
+            f"{len(bad)} or more places are not finite",
+            place=f"obsm {key!r} of {place}, row {first + int(bad[0])}",
+            remedy="filter these rows out",
+        )
+    return values

@@ -1,0 +1,315 @@
+"""SIID as a program: lay out, restarts on a sample, passes over all cells, results."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
+from stdist.methods.crescendo import StdistWarning
+from stdist.methods.siid.fit import (
+    TILE,
+    advance,
+    begin_tile,
+    by_spot,
+    first_step,
+    improve_tile,
+    load_spots,
+    never,
+    settled,
+    write_rows,
+)
+from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.places import lay_out, place_cells, place_spots, take_back
+from stdist.methods.siid.results import fit_results
+from stdist.methods.siid.sample import (
+    LONG_STARTS,
+    append,
+    go_on,
+    number_spots,
+    restart,
+    sample_tile,
+    stack,
+)
+from stdist.preprocess.bound import TileWorkspace
+from stdist.store import TILE_ROWS, Output
+from stdist.store.elements import row_entries
+
+FLOAT, SINGLE = 8, 4
+DECONVOLVED = "types"
+"""Name of the solution that proportions come from."""
+
+
+def siid_program(pair: Pair) -> Program:
+    """Bind SIID to a pair of slides."""
+    for note in pair.notes:
+        warnings.warn(note, StdistWarning, stacklevel=3)
+    return Bound(pair).program()
+
+
+class Bound:
+    """What the stages share."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.spec = pair, pair.spec
+        self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
+        self.places = pair.layout.n_rows
+        self.cell_entries = _entries(pair.counts) * pair.n_panel / pair.cells.n_vars
+        self.spot_entries = _entries(pair.spot_counts) * self.n_genes / pair.spots.n_vars
+        self.solutions = tuple(f"solution{number}" for number in range(self.spec.n_solutions))
+        self.fitted = (*self.solutions, *((DECONVOLVED,) if self.spec.deconvolve else ()))
+        self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
+        width = (self.n_factors + 7) // 8 * 8
+        row = int(self.cell_entries * 12 + 6 * width * FLOAT)
+        self.tile = TileWorkspace(row, 6 * FLOAT * self.n_genes * width)
+
+    def states(self) -> dict[str, State]:
+        """Rows that stay with the blocks, and those that go back to the cells."""
+        row = State((self.n_factors + 2,), "float32")
+        spot_share = self.spot_entries * self.pair.spots.n_obs / max(1, self.places)
+        found = {
+            "cells": State((self.pair.n_panel,), "float32", entries=self.cell_entries),
+            "spots": State((self.n_genes,), "float32", entries=spot_share),
+            "origin": State((), "int64"),
+            "spot": State((), "int16"),
+            "spot_number": State((), "int32"),
+            "spot_origin": State((), "int64"),
+            "spot_back": State((), "int32"),
+        }
+        for name in self.fitted:
+            found |= {f"{name}_rows": row, f"{name}_rows_back": row}
+        return found
+
+    def program(self) -> Program:
+        """Return the program."""
+        stages: list[Any] = [*self._lay_out(), *self._restarts()]
+        for number, name in enumerate(self.solutions):
+            stages += self._fit(name, "restarts", number, self.spec.passes, never)
+        if self.spec.deconvolve:
+            stages += self._deconvolve()
+        stages += self._results()
+        spec, pair = self.spec, self.pair
+        key = spec.key_added
+        return Program(
+            "siid",
+            tuple(stages),
+            {"data": str(pair.cells.path), "spots": str(pair.spots.path), **spec.to_parameters()},
+            pair.cells.path,
+            results=partial(
+                fit_results,
+                spec=spec,
+                notes=pair.notes,
+                genes=pair.genes,
+                n_panel=pair.n_panel,
+                solutions=self.solutions,
+            ),
+            result_keys=(f"uns/{key}",),
+            state=self.states(),
+        )
+
+    def _lay_out(self) -> list[Any]:
+        pair, layout = self.pair, self.pair.layout
+        tables = {
+            "points": pair.places,
+            "place": layout.place,
+            "first_row": layout.first_row,
+            "spot_row": layout.spot_row,
+        }
+        return [
+            Each("layout", lay_out, options=tables),
+            Rearrange(
+                "place_cells",
+                place_cells,
+                {"counts": pair.counts, "spatial": pair.spatial},
+                ("layout",),
+                {"columns": pair.panel_columns, "max_distance": float(self.spec.max_distance)},
+                workspace=TileWorkspace(64 + int(24 * self.cell_entries)),
+                nanoseconds=2000.0,
+                updates=("cells", "origin", "spot", "spot_number"),
+                places=self.places,
+            ),
+            Rearrange(
+                "place_spots",
+                place_spots,
+                {"counts": pair.spot_counts},
+                ("layout",),
+                {"columns": pair.spot_columns},
+                workspace=TileWorkspace(64 + int(24 * self.spot_entries)),
+                nanoseconds=2000.0,
+                updates=("spots", "spot_origin"),
+                places=self.places,
+            ),
+        ]
+
+    @property
+    def every(self) -> int:
+        """How many tiles have one in the sample."""
+        return max(1, self.places // self.spec.sample_cells)
+
+    def _restarts(self) -> list[Any]:
+        spec = self.spec
+        every = self.every
+        rows = (self.places // TILE_ROWS // every + 1) * TILE_ROWS
+        size = int(rows * (12 * self.cell_entries + 32))
+        size += int(12 * self.spot_entries * self.pair.spots.n_obs / every)
+        appended = [
+            f"{name}_{part}" for name in ("cells", "spots") for part in ("data", "genes", "lengths")
+        ]
+        rules = dict.fromkeys((*appended, "spot", "origin", "n_spots", "n_cells"), append)
+        common = {
+            "n_panel": self.pair.n_panel,
+            "seed": spec.rng,
+            "settings": spec.settings(),
+            "platform_scaling": spec.platform_scaling,
+        }
+        nanoseconds = rows * self.cell_entries * self.n_factors * 150 * 2.0
+        stages: list[Any] = [
+            Reduce(
+                "sample",
+                sample_tile,
+                options={"every": every},
+                combine=by_name(**rules),
+                gathers=True,
+                finalize=number_spots,
+                partial_bytes=size,
+                rows=self.places,
+                recalls=TILE,
+            ),
+            Each(
+                "restarts",
+                restart,
+                uses=("sample",),
+                options={"n_factors": self.n_factors, **common},
+                workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
+                nanoseconds=nanoseconds,
+                n_items=spec.n_restarts,
+                collect=stack,
+            ),
+        ]
+        if spec.deconvolve:
+            stages.append(
+                Each(
+                    "chosen",
+                    go_on,
+                    uses=("sample", "restarts"),
+                    options=common,
+                    workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
+                    nanoseconds=5 * nanoseconds,
+                    n_items=min(LONG_STARTS, spec.n_restarts),
+                    collect=stack,
+                )
+            )
+        return stages
+
+    def _fit(
+        self, name: str, starts: str, number: int, passes: int, converged: Any, entropy: float = 0.0
+    ) -> list[Any]:
+        """Stages that fit all cells, from the best restart of a number."""
+        spec, settings = self.spec, self.spec.settings(entropy)
+        common = {
+            "n_panel": self.pair.n_panel,
+            "settings": settings,
+            "platform_scaling": spec.platform_scaling,
+        }
+        begin = Reduce(
+            f"{name}_begin",
+            begin_tile,
+            uses=(starts,),
+            options={
+                "seed": spec.rng,
+                "settings": settings,
+                "number": number,
+                "name": f"{name}_rows",
+            },
+            finalize=partial(first_step, number=number, **common),
+            **self._pass(f"{name}_rows"),
+        )
+        return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
+
+    def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
+        settings, state = self.spec.settings(entropy), f"{name.removesuffix('_hard')}_rows"
+        improve = Reduce(
+            f"{name}_pass",
+            improve_tile,
+            uses=(name,),
+            options={"settings": settings, "name": name, "state": state},
+            finalize=partial(
+                advance,
+                n_panel=self.pair.n_panel,
+                settings=settings,
+                platform_scaling=self.spec.platform_scaling,
+            ),
+            **self._pass(state, recalled=True),
+        )
+        return Loop(name, (improve,), initial, converged, passes)
+
+    def _pass(self, state: str, *, recalled: bool = False) -> dict[str, Any]:
+        return {
+            "workspace": self.tile,
+            "nanoseconds": self.cell_entries * self.n_factors * 6.0,
+            "partial_bytes": self.global_bytes,
+            "rows": self.places,
+            "recalls": (*TILE, *((state,) if recalled else ())),
+            "updates": (state,),
+        }
+
+    def _deconvolve(self) -> list[Any]:
+        """Converge first, then harden: entropy helps in the right optimum only."""
+        spec = self.spec
+        stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, settled)
+        hard = f"{DECONVOLVED}_hard"
+        stages.append(self._loop(hard, DECONVOLVED, spec.entropy_passes, never, spec.entropy))
+        stages.append(
+            Reduce(
+                "spot_loadings",
+                load_spots,
+                uses=(hard,),
+                options={"state": f"{DECONVOLVED}_rows", "name": hard},
+                combine=concatenate,
+                gathers=True,
+                finalize=by_spot,
+                partial_bytes=self.pair.spots.n_obs * (3 * self.n_factors + 1) * FLOAT,
+                rows=self.places,
+                recalls=(*TILE, f"{DECONVOLVED}_rows"),
+            )
+        )
+        return stages
+
+    def _results(self) -> list[Any]:
+        spec, n_cells, key = self.spec, self.pair.cells.n_obs, self.spec.key_added
+        fitted = tuple(f"{name}_rows" for name in self.fitted)
+        types = DECONVOLVED if spec.deconvolve else None
+        values = (*self.solutions, *((f"{DECONVOLVED}_hard",) if spec.deconvolve else ()))
+        writes = {
+            "spot": Output(f"obs/{key}_spot", (), "int32"),
+            "loadings": Output(f"obsm/{key}", (len(self.solutions) * self.n_factors,), "float32"),
+        }
+        if spec.deconvolve:
+            writes["proportions"] = Output(f"obsm/{key}_types", (self.n_factors,), "float32")
+        return [
+            Rearrange(
+                "take_back",
+                take_back,
+                rows=self.places,
+                recalls=("origin", "spot_number", *fitted),
+                updates=("spot_back", *(f"{name}_back" for name in fitted)),
+                places=n_cells,
+            ),
+            Map(
+                "write",
+                write_rows,
+                uses=values,
+                options={"solutions": self.solutions, "types": types},
+                workspace=TileWorkspace(3 * FLOAT * self.n_factors * len(fitted)),
+                rows=n_cells,
+                recalls=("spot_back", *(f"{name}_back" for name in fitted)),
+                writes=writes,
+            ),
+        ]
+
+
+def _entries(source: Any) -> float:
+    """Non-zero counts to expect in a row."""
+    found: float = row_entries(source)
+    return found

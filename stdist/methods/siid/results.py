@@ -1,0 +1,50 @@
+"""What SIID leaves beside the rows of cells: profiles, platform factors, proportions of spots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stdist.methods.siid.spec import SiidSpec
+
+
+def fit_results(
+    values: Any,
+    spec: SiidSpec,
+    notes: list[str],
+    genes: np.ndarray,
+    n_panel: int,
+    solutions: tuple[str, ...],
+) -> dict[str, Any]:
+    """Parameters, factors and notes, as xarray where dimensions have names."""
+    import xarray as xr
+
+    fits = [values[name] for name in solutions]
+    coordinates: dict[str, Any] = {
+        "gene": np.asarray(genes, dtype=str),
+        "in_panel": ("gene", np.arange(len(genes)) < n_panel),
+    }
+    variables: dict[str, Any] = {
+        "profile": (("solution", "factor", "gene"), np.stack([fit["Q"] for fit in fits])),
+        "platform": (("solution", "gene"), np.stack([fit["phi"] for fit in fits])),
+        "loss": (("solution", "pass", "slide"), np.stack([fit["losses"] for fit in fits])),
+    }
+    coordinates["slide"] = np.array(["cells", "spots"])
+    found: dict[str, Any] = {"params": _params(spec), "notes": notes or None}
+    if spec.deconvolve:
+        hard, spots = values["types_hard"], values["spot_loadings"]
+        variables |= {
+            "type_profile": (("type", "gene"), hard["Q"]),
+            "type_platform": ("gene", hard["phi"]),
+            "spot_proportion": (("spot", "type"), spots["soft"]),
+            "spot_proportion_hard": (("spot", "type"), spots["hard"]),
+            "spot_loading": (("spot", "type"), spots["loadings"]),
+            "type_loss": (("type_pass", "slide"), hard["losses"]),
+        }
+    found["factors"] = xr.Dataset(variables, coords=coordinates)
+    return {f"uns/{spec.key_added}": found}
+
+
+def _params(spec: SiidSpec) -> dict[str, Any]:
+    return {name: value for name, value in spec.to_parameters().items() if value is not None}

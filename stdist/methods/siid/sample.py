@@ -1,0 +1,142 @@
+"""Restarts on a sample: some tiles, in memory, from which the best starts for all cells come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from stdist.kernels.poisson_factors import Settings, tile_pass
+from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors_start import start_factors, start_rows
+from stdist.methods.siid.spec import EXPONENT
+from stdist.store import TILE_ROWS
+
+Arrays = dict[str, Any]
+SHORT_ROUNDS, LONG_ROUNDS, LONG_STARTS = 150, 700, 2
+"""E-steps of every restart, and of the best of them before one is chosen: many short ones find a
+better optimum than a few long ones."""
+
+
+def tile_of(
+    cells: Any, spots: Any, spot: np.ndarray, origin: np.ndarray, spot_origin: np.ndarray
+) -> tuple[Any, Any, np.ndarray]:
+    """Rows of a tile without padding: counts of cells and of spots, and the spot of each cell."""
+    n_cells, n_spots = int((origin > 0).sum()), int((spot_origin > 0).sum())
+    return cells[:n_cells], spots[:n_spots], spot[:n_cells].astype(np.int64) - 1
+
+
+def sample_tile(
+    rows: tuple[int, int],
+    *,
+    cells: Any,
+    spots: Any,
+    spot: np.ndarray,
+    origin: np.ndarray,
+    spot_origin: np.ndarray,
+    every: int,
+) -> Arrays:
+    """Cells and spots of every so many tiles, to be appended; and the counts of all spots."""
+    mine, above, place = tile_of(cells, spots, spot, origin, spot_origin)
+    profile = np.asarray(above.sum(axis=0), np.float64).ravel()
+    if rows[0] // TILE_ROWS % every:
+        mine, above, place = mine[:0], above[:0], place[:0]
+    return {
+        "profile": profile,
+        "n_spots": np.array([above.shape[0]]),
+        "n_cells": np.array([mine.shape[0]]),
+        "spot": place,
+        "origin": origin[: mine.shape[0]] - 1,
+        **packed("cells", mine),
+        **packed("spots", above),
+    }
+
+
+def packed(name: str, matrix: Any) -> Arrays:
+    """CSR rows as arrays that can be appended."""
+    return {
+        f"{name}_data": matrix.data,
+        f"{name}_genes": matrix.indices,
+        f"{name}_lengths": np.diff(matrix.indptr),
+    }
+
+
+def unpacked(name: str, sample: Arrays, n_genes: int) -> sparse.csr_array:
+    """Put appended rows together again."""
+    lengths = sample[f"{name}_lengths"]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    arrays = sample[f"{name}_data"], sample[f"{name}_genes"], indptr
+    return sparse.csr_array(arrays, shape=(len(lengths), n_genes))
+
+
+def append(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Combine sampled rows."""
+    return np.concatenate([left, right])
+
+
+def number_spots(total: Arrays) -> Arrays:
+    """Spots of the sample numbered over its tiles, in place of their numbers in each."""
+    first = np.repeat(np.cumsum(total["n_spots"]) - total["n_spots"], total["n_cells"])
+    spot = total["spot"]
+    return total | {"spot": np.where(spot >= 0, spot + first, -1)}
+
+
+def restart(
+    item: int,
+    *,
+    sample: Arrays,
+    n_panel: int,
+    n_factors: int,
+    seed: int,
+    settings: Settings,
+    platform_scaling: bool,
+) -> Arrays:
+    """Fit the sample from a start of its own."""
+    profile = sample["profile"]
+    factors = start_factors(profile, n_factors, seed + item)
+    return _fit(
+        sample, factors, np.ones(len(profile)), n_panel, seed + item, settings, SHORT_ROUNDS,
+        platform_scaling,
+    )  # fmt: skip
+
+
+def go_on(
+    item: int, *, sample: Arrays, restarts: Arrays, n_panel: int, seed: int, settings: Settings,
+    platform_scaling: bool,
+) -> Arrays:  # fmt: skip
+    """Continue one of the best restarts."""
+    best = int(np.argsort(restarts["loss"], kind="stable")[item])
+    factors, phi = restarts["Q"][best], restarts["phi"][best]
+    return _fit(sample, factors, phi, n_panel, seed + best, settings, LONG_ROUNDS, platform_scaling)
+
+
+def _fit(
+    sample: Arrays,
+    Q: np.ndarray,
+    phi: np.ndarray,
+    n_panel: int,
+    seed: int,
+    settings: Settings,
+    n_rounds: int,
+    platform_scaling: bool,
+) -> Arrays:
+    cells, spots = unpacked("cells", sample, n_panel), unpacked("spots", sample, Q.shape[1])
+    spot = sample["spot"]
+    rows = start_rows(cells, spots, spot, sample["origin"], len(Q), seed)
+    gauge, exponent, loss = np.ones(len(Q)), 1.0, np.inf
+    for _ in range(-(-n_rounds // settings.rounds)):
+        rows, total = tile_pass(cells, spots, spot, rows, Q, phi, settings, gauge)
+        previous, loss = loss, total_loss(total, Q, phi, settings)
+        exponent = next_exponent(exponent, loss, previous, EXPONENT)
+        step = global_step(
+            total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
+            platform_scaling=platform_scaling,
+        )  # fmt: skip
+        Q, phi, gauge = step
+    return {"Q": Q, "phi": phi, "loss": np.float64(loss)}
+
+
+def stack(parts: list[Arrays]) -> Arrays:
+    """Join restarts."""
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
