@@ -12,6 +12,40 @@ import numpy as np
 from stdist.kernels.poisson_match_numba import BAD_MEAN, MAXIMUM_MEAN, NEGATIVE_COUNT, OVERFLOW
 
 NO_PROBLEM = np.iinfo(np.int64).max
+OUTSIDE = f"is not a number in [0, {MAXIMUM_MEAN:.0f}]"
+
+
+class EntryError(ValueError):
+    """An entry that cannot be matched, by its global `row` and its `gene` (column)."""
+
+    def __init__(self, row: int, gene: int, problem: str) -> None:
+        self.row, self.gene, self.problem = row, gene, problem
+        super().__init__(f"row {row}, gene {gene}: {problem}")
+
+
+class CountOverflow(EntryError, OverflowError):
+    """The matched count exceeds the type of the result."""
+
+
+def overflow(dtype: np.dtype) -> str:
+    """Name the problem of a count above the largest of a type."""
+    return f"the matched count exceeds {dtype}"
+
+
+def check_means(means: Any, rows: Any) -> None:
+    """Raise EntryError for the first mean, if any, that is not in range; `rows` are global."""
+    _raise_first(~((means >= 0.0) & (means <= MAXIMUM_MEAN)), rows, EntryError, f"a mean {OUTSIDE}")
+
+
+def check_range(counts: Any, dtype: np.dtype, rows: Any) -> None:
+    """Raise CountOverflow for the first count, if any, above the largest of a type."""
+    _raise_first(counts > np.iinfo(dtype).max, rows, CountOverflow, overflow(dtype))
+
+
+def _raise_first(wrong: Any, rows: Any, error: type[EntryError], problem: str) -> None:
+    if wrong.any():
+        row, gene = np.argwhere(wrong)[0]
+        raise error(int(rows[row]), int(gene), problem)
 
 
 def check_array(xp: Any, values: Any, dtype: Any, shape: tuple[int, ...], name: str) -> Any:
@@ -61,13 +95,12 @@ def check_tile(xp: Any, counts: Any, out: Any, row_start: int) -> tuple[Any, Any
 def raise_problem(status: Any, n_genes: int, row_start: int, dtype: np.dtype) -> None:
     """Raise for the first position, if any, that the kernels noted in the status."""
     positions = [int(position) for position in status]
-    problems: dict[int, tuple[type[Exception], str]] = {
-        BAD_MEAN: (ValueError, f"a Poisson mean is not a number in [0, {MAXIMUM_MEAN:.0f}]"),
-        NEGATIVE_COUNT: (ValueError, "the count is negative"),
-        OVERFLOW: (OverflowError, f"the matched count exceeds {dtype}; pass a wider out"),
+    problems: dict[int, tuple[type[EntryError], str]] = {
+        BAD_MEAN: (EntryError, f"a Poisson mean {OUTSIDE}"),
+        NEGATIVE_COUNT: (EntryError, "the count is negative"),
+        OVERFLOW: (CountOverflow, overflow(dtype)),
     }
     for problem, (error, text) in problems.items():
         if positions[problem] != NO_PROBLEM:
             row, gene = divmod(positions[problem], n_genes)
-            message = f"row {row_start + row}, gene {gene}: {text}"
-            raise error(message)
+            raise error(row_start + row, gene, text)

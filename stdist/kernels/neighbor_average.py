@@ -41,10 +41,8 @@ def nearest_donors(points: ArrayLike, donors: ArrayLike, n_neighbors: int) -> ND
     return found
 
 
-def donor_average(
-    neighbors: NDArray[np.int64], rates: Floats, measured: NDArray[np.bool_]
-) -> Floats:
-    """Mean rate over the neighbours that measured a gene.
+def donor_average(neighbors: NDArray[np.int64], rates: Floats) -> Floats:
+    """Mean rate over the neighbours, summed in their order.
 
     Parameters
     ----------
@@ -52,25 +50,18 @@ def donor_average(
         Donors of each cell.
     rates : (n_donors, n_genes) float64
         Counts over depth of the donors.
-    measured : (n_donors, n_genes) bool
-        Whether the donor's batch has the gene.
 
     Returns
     -------
     (n_cells, n_genes) float64
-        NaN where no neighbour measured the gene.
 
     Examples
     --------
-    >>> measured = np.array([[True], [False], [True]])
-    >>> donor_average(np.array([[0, 1], [1, 2]]), np.array([[0.5], [0.0], [0.1]]), measured)
-    array([[0.5],
-           [0.1]])
+    >>> donor_average(np.array([[0, 1], [1, 2]]), np.array([[0.5], [0.0], [0.1]]))
+    array([[0.25],
+           [0.05]])
     """
     total = np.zeros((len(neighbors), rates.shape[1]))
-    number = np.zeros(total.shape)
     for column in neighbors.T:
-        known = measured[column]
-        total += np.where(known, rates[column], 0.0)
-        number += known
-    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+        total += rates[column]
+    return total / neighbors.shape[1]

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stdist.kernels.array_module import array_module
-from stdist.kernels.poisson_newton import Cells, Floats, Ridge, Step
+from stdist.kernels.poisson_newton import Cells, Floats, Ridges
 from stdist.kernels.poisson_ridge import RidgeFit
 
 HISTORY = 3  # points mixed: two differences
 LOCAL_STEP = 0.3  # on the log scale: longer steps are far from linear and are not mixed
 LARGEST_PREDICTOR = 500.0  # exp stays finite; such a trial is refused by its objective
+GENES = 32  # of one product: in matrices of another width BLAS sums in another order
 SMALLEST_PREDICTOR = -1e4  # exp is zero, and zero times it too: not so of minus infinity
 
 
@@ -40,6 +41,7 @@ def pass_moments(weights: Any, batch: Any, depth: Any, coefficients: Any) -> Any
     Returns
     -------
     (n_batches, n_clusters + 1, n_genes) float64
+        In host memory the sums of a gene do not depend on the others, to the last bit.
     """
     xp = array_module(weights)
     columns = xp.column_stack([xp.ones(len(batch)), weights])
@@ -52,31 +54,51 @@ def pass_moments(weights: Any, batch: Any, depth: Any, coefficients: Any) -> Any
         means = design @ own.reshape(-1, shape[2])
         means = depth[:, None] * xp.exp(xp.minimum(means, LARGEST_PREDICTOR))
         return (design.T @ means).reshape(shape)
+    n_genes = shape[2]
     moments = np.zeros(shape)
+    predictors = np.zeros((shape[1], -(-n_genes // GENES) * GENES))
     for b in np.unique(batch):
         rows = np.flatnonzero(batch == b)
-        own = columns[rows]
-        means = own @ (coefficients[0] + coefficients[b + 1])
-        np.minimum(means, LARGEST_PREDICTOR, out=means)
-        np.exp(means, out=means)
-        means *= depth[rows, None]
-        moments[b] = own.T @ means
+        own, own_depth = columns[rows], depth[rows, None]
+        np.add(coefficients[0], coefficients[b + 1], out=predictors[:, :n_genes])
+        for first in range(0, n_genes, GENES):
+            means = own @ predictors[:, first : first + GENES]
+            np.minimum(means, LARGEST_PREDICTOR, out=means)
+            np.exp(means, out=means)
+            means *= own_depth
+            panel = moments[b, :, first : first + GENES]
+            panel[:] = (own.T @ means)[:, : panel.shape[1]]
     return moments
 
 
 class Sample(Cells):
-    """Sampled cells that stand for all in the Hessian."""
+    """Sampled cells that stand for all in the Hessian.
+
+    The first `n_clusters` columns are clusters, whose weights sum to one in every cell.
+    """
+
+    def __init__(
+        self,
+        weights: Floats,
+        batch: NDArray[Any],
+        depth: Floats,
+        n_batches: int,
+        n_clusters: int,
+    ) -> None:
+        super().__init__(weights, batch, depth, n_batches)
+        self.clusters = slice(1, n_clusters + 1)
 
     def step(
-        self, point: Floats, moments: Floats, ridge: Ridge, residual: Floats, prior: Step
+        self, point: Floats, moments: Floats, ridge: Ridges, residual: Floats, slope: Floats
     ) -> Floats:
-        """Newton step at a point; `moments` and `residual` are those of all cells."""
-        means, own = self.means(point[0] + point[1:])
+        """Newton step of one gene at a point; `moments` and `residual` are those of all cells."""
+        means, (own,) = self.means((point[0] + point[1:])[None])
         ratio = np.divide(moments, own, out=np.zeros_like(own), where=own > 0)
         for block, of_batch in zip(self.blocks, ratio, strict=True):
-            means[block] *= self.columns[block, 1:] @ of_batch[1:]
-        found = self.newton_step(means, ridge, residual, prior)
-        return np.concatenate([found.common[None], found.local])
+            means[0, block] *= self.columns[block, self.clusters] @ of_batch[self.clusters]
+        slopes = slope[None, 0], slope[None, 1:]
+        common, local = self.newton_step(means, ridge, residual[None], slopes)
+        return np.concatenate([common, local[0]])
 
 
 @dataclass(frozen=True)
@@ -137,7 +159,7 @@ def advance(
     moments: Floats,
     sums: Floats,
     sample: Sample,
-    ridges: list[Ridge],
+    ridges: Ridges,
     *,
     tolerance: float = 1e-6,
 ) -> Passes:
@@ -151,8 +173,7 @@ def advance(
     sums : (n_batches, n_clusters + 1, n_genes) float64
         ``X_b^T y`` over all cells.
     sample : Sample
-    ridges : list of Ridge
-        One per gene.
+    ridges : Ridges
     tolerance : float
         A gene has converged once no coefficient would move by more.
 
@@ -166,7 +187,7 @@ def advance(
     """
     now = Passes.of(passes.arrays())
     for gene in np.flatnonzero(~passes.converged):
-        _advance_gene(now, int(gene), moments, sums, sample, ridges[gene], tolerance)
+        _advance_gene(now, int(gene), moments, sums, sample, ridges.take([gene]), tolerance)
     return now
 
 
@@ -176,23 +197,22 @@ def _advance_gene(
     moments: Floats,
     sums: Floats,
     sample: Sample,
-    ridge: Ridge,
+    ridge: Ridges,
     tolerance: float,
 ) -> None:
     point, observed = now.coefficients[:, :, gene].copy(), sums[:, :, gene]
     fitted = moments[:, :, gene]
-    prior = Step(ridge.weight.common * point[0], ridge.weight.local * point[1:])
+    slope = np.concatenate([ridge.common, ridge.local[0]]) * point
     objective = fitted[:, 0].sum() - np.vdot(observed, point[0] + point[1:])
-    objective += 0.5 * (np.vdot(prior.common, point[0]) + np.vdot(prior.local, point[1:]))
+    objective += 0.5 * np.vdot(slope, point)
     noise = 1e-12 * observed[:, 0].sum() * max(1.0, abs(point[0, 0]))
     points, steps = now.points[..., gene], now.steps[..., gene]
     if not objective <= now.objective[gene] + noise:
-        if now.kept[gene] == 1:
-            steps[0] *= 0.5
+        mixed = now.kept[gene] > 1
         now.kept[gene] = 1
-        now.coefficients[:, :, gene] = points[0] + steps[0]
+        now.coefficients[:, :, gene] = points[0] + steps[0] if mixed else (points[0] + point) / 2
         return
-    step = sample.step(point, fitted, ridge, fitted - observed, prior)
+    step = sample.step(point, fitted, ridge, fitted - observed, slope)
     length = np.abs(step).max()
     if now.kept[gene] and np.abs(steps[0]).max() > LOCAL_STEP:
         now.kept[gene] = 0

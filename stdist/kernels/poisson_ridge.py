@@ -5,7 +5,7 @@ For one gene, with depth ``n_i``, batch ``b`` and cluster weights ``R_ik`` of ro
     log E[y_i] = log n_i + intercept + delta_b + sum_k R_ik (beta_k + gamma_bk)
 
 minimises ``sum_i (mu_i - y_i log mu_i)`` plus a weighted ridge on ``beta``, ``delta`` and
-``gamma``. Counts enter only through ``X^T y``. Every gene is solved on its own
+``gamma``. Counts enter only through ``X^T y``. The result of a gene does not depend on the others
 (:mod:`stdist.kernels.poisson_newton`).
 """
 
@@ -18,16 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stdist.kernels.array_module import host_array
 from stdist.kernels.poisson_newton import (
     Booleans,
     Cells,
     Floats,
-    Optimum,
-    Ridge,
-    fit_gene,
+    Optima,
+    Ridges,
+    Strata,
+    fit_genes,
 )
-from stdist.kernels.poisson_newton_batched import Ridges, Strata, fit_genes
 
+PANEL = 8  # genes solved at once: their means, and no more, are held for all rows
 CONSTANT_COLUMN = 1e-7  # standard deviation below which a column is only rounding noise
 
 
@@ -159,18 +161,18 @@ class RidgeFit:
         return self.cluster + self.interaction
 
 
-def _collect(optima: list[Optimum], penalty: Penalty) -> RidgeFit:
-    n_batches, n_clusters = penalty.interaction.shape
-    common = np.reshape([o.coefficients.common for o in optima], (-1, n_clusters + 1)).T
-    local = np.reshape([o.coefficients.local for o in optima], (-1, n_batches, n_clusters + 1))
+def _collect(optima: list[Optima]) -> RidgeFit:
+    common, local, converged, iterations, norm = (
+        np.concatenate([host_array(part) for part in parts]) for parts in zip(*optima, strict=True)
+    )
     return RidgeFit(
-        intercept=common[0],
-        cluster=common[1:],
+        intercept=common[:, 0],
+        cluster=common[:, 1:].T,
         batch=local[:, :, 0].T,
         interaction=np.moveaxis(local[:, :, 1:], 0, -1),
-        converged=np.array([o.converged for o in optima], dtype=bool),
-        iterations=np.array([o.iterations for o in optima], dtype=np.int64),
-        gradient_norm=np.array([o.gradient_norm for o in optima], dtype=np.float64),
+        converged=converged,
+        iterations=iterations,
+        gradient_norm=norm,
     )
 
 
@@ -190,6 +192,7 @@ def fit(
     *,
     tolerance: float = 1e-10,
     max_iterations: int = 100,
+    xp: Any = np,
 ) -> RidgeFit:
     """Fit every gene to cells with soft cluster weights.
 
@@ -210,6 +213,8 @@ def fit(
     tolerance : float
         Newton stops once no coefficient moves by more, or once the gradient is rounding.
     max_iterations : int
+    xp : module
+        Library that solves: NumPy, or CuPy for its device. Arguments and results are on the host.
 
     Returns
     -------
@@ -253,17 +258,21 @@ def fit(
     stored = by_gene.data
     require(np.all((stored >= 0) & np.isfinite(stored)), "counts must be non-negative, finite")
 
-    design = Cells(weights, batch, depth, n_batches)
-    by_gene = by_gene[design.order]
-    by_gene.sum_duplicates()
-    n_genes = by_gene.shape[1]
-    optima = []
-    for gene, scale in enumerate(np.broadcast_to(np.asarray(penalty_scale), (n_genes,))):
-        entries = slice(by_gene.indptr[gene], by_gene.indptr[gene + 1])
-        sums = design.count_sums(by_gene.indices[entries], by_gene.data[entries])
-        ridge = Ridge.of(penalty, scale)
-        optima.append(fit_gene(design, sums, depth.sum(), ridge, tolerance, max_iterations))
-    return _collect(optima, penalty)
+    scales = _scales(penalty_scale, by_gene.shape[1])
+    design = Cells(xp.asarray(weights), xp.asarray(batch), xp.asarray(depth), n_batches)
+    if xp is np:
+        observed, step = by_gene.tocsr(), PANEL
+    else:
+        observed, step = xp.asarray(by_gene.toarray()), max(1, len(scales))
+    sums, ridges = design.count_sums(observed), Ridges.of(penalty, xp.asarray(scales))
+    panels = [slice(first, first + step) for first in range(0, max(1, len(scales)), step)]
+    return _collect(
+        [fit_genes(design, sums[p], ridges.take(p), tolerance, max_iterations) for p in panels]
+    )
+
+
+def _scales(penalty_scale: ArrayLike, n_genes: int) -> Floats:
+    return np.broadcast_to(np.asarray(penalty_scale, dtype=np.float64), (n_genes,))
 
 
 def fit_strata(
@@ -317,15 +326,5 @@ def fit_strata(
 
     by_gene = np.moveaxis(counts, 2, 0)
     sums = np.concatenate([by_gene.sum(axis=2, keepdims=True), by_gene], axis=2)
-    scales = np.broadcast_to(np.asarray(penalty_scale, dtype=np.float64), (len(sums),))
-    ridges = Ridges.of(penalty, scales)
-    optima = fit_genes(Strata(depth), sums, ridges, tolerance, max_iterations)
-    return RidgeFit(
-        intercept=optima.common[:, 0],
-        cluster=optima.common[:, 1:].T,
-        batch=optima.local[:, :, 0].T,
-        interaction=np.moveaxis(optima.local[:, :, 1:], 0, -1),
-        converged=optima.converged,
-        iterations=optima.iterations,
-        gradient_norm=optima.gradient_norm,
-    )
+    ridges = Ridges.of(penalty, _scales(penalty_scale, len(sums)))
+    return _collect([fit_genes(Strata(depth), sums, ridges, tolerance, max_iterations)])

@@ -18,7 +18,7 @@ from scipy import sparse
 from stdist.graph.blocks import tiles
 from stdist.graph.device import GPU
 from stdist.kernels import correlation_device
-from stdist.kernels import poisson_newton_batched as batched
+from stdist.kernels import poisson_newton as batched
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.moments import membership_sums
 from stdist.kernels.poisson_match import match_labels, match_soft, rates

@@ -15,7 +15,7 @@ from stdist.kernels import (
     poisson_match_numba,
     spatial_autocorrelation,
 )
-from stdist.kernels import poisson_newton_batched as batched
+from stdist.kernels import poisson_newton as batched
 from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.poisson_match import match_labels, match_soft, rates

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from stdist.kernels.poisson_newton import Ridge
+from stdist.kernels.poisson_newton import Ridges
 from stdist.kernels.poisson_passes import Passes, Sample, advance, pass_moments
 from stdist.kernels.poisson_ridge import Penalty, fit
 
@@ -35,14 +35,16 @@ def count_sums(counts, weights, batch):
     return np.stack([columns[batch == b].T @ counts[batch == b] for b in range(N_BATCHES)])
 
 
-def run(counts, weights, batch, depth, sampled, penalty, limit=40, start=None):
+def run(
+    counts, weights, batch, depth, sampled, penalty, limit=40, start=None, n_clusters=N_CLUSTERS
+):
     """Passes over tiles of 1024 cells until every gene has converged; their number."""
     picked = weights[sampled], batch[sampled], depth[sampled]
     begin = start or fit(counts[sampled], *picked, penalty)
-    sample = Sample(*picked, N_BATCHES)
+    sample = Sample(*picked, N_BATCHES, n_clusters)
     sums = count_sums(counts, weights, batch)
     passes = Passes.begin(begin, counts.sum(axis=0) / depth.sum())
-    ridges = [Ridge.of(penalty, 1.0)] * counts.shape[1]
+    ridges = Ridges.of(penalty, np.ones(counts.shape[1]))
     for number in range(limit):
         tiles = [slice(first, first + 1024) for first in range(0, len(batch), 1024)]
         moments = sum(
@@ -65,6 +67,41 @@ def test_a_sample_and_passes_reach_the_fit_to_all_cells():
     assert np.abs(found[0] - np.concatenate([exact.intercept[None], exact.cluster])).max() < 1e-5
     assert np.abs(found[1:, 0] - exact.batch).max() < 1e-5
     assert np.abs(found[1:, 1:] - exact.interaction).max() < 1e-5
+
+
+@pytest.mark.parametrize("interactions", [False, True])
+def test_kept_columns_do_not_slow_the_passes(interactions):
+    rng = np.random.default_rng(7)
+    _, weights, batch, depth = simulate(1, 12_000, 1)
+    kept = np.concatenate([np.eye(2)[rng.integers(0, 2, 12_000)] for _ in range(3)], axis=1)
+    parts = [weights, kept]
+    if interactions:
+        parts.append((kept[:, :, None] * weights[:, None]).reshape(12_000, -1))
+    design = np.concatenate(parts, axis=1)
+    penalty = Penalty.random_effects(design.shape[1], N_BATCHES).without_interactions(N_CLUSTERS)
+    effects = rng.normal(0, 0.5, (design.shape[1], 4))
+    shifts = rng.normal(0, 1, (N_BATCHES, N_CLUSTERS, 4))
+    eta = design @ effects - 5 + np.einsum("nk,nkg->ng", weights, shifts[batch])
+    data = rng.poisson(depth[:, None] * np.exp(eta)), design, batch, depth
+    sampled = np.sort(rng.choice(12_000, 1500, replace=False))
+    passes, n_passes = run(*data, sampled, penalty, n_clusters=N_CLUSTERS)
+    assert passes.converged.all()
+    assert n_passes <= (13 if interactions else 9)
+    exact = fit(*data, penalty)
+    assert np.abs(passes.coefficients[1:, 1:] - exact.interaction).max() < 1e-5
+
+
+@pytest.mark.parametrize("n_clusters", [5, 30, 100])
+def test_sums_of_a_gene_do_not_depend_on_the_others(n_clusters):
+    """BLAS sums the columns of narrow and of wide matrices in other orders."""
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.full(n_clusters, 0.2), 1024)
+    batch, depth = rng.integers(0, 3, 1024), rng.gamma(4, 50, 1024)
+    coefficients = rng.normal(-2, 1, (4, n_clusters + 1, 75))
+    whole = pass_moments(weights, batch, depth, coefficients)
+    for genes in ([3], [70, 3], np.arange(9), np.arange(40, 73), np.arange(75)[::-1]):
+        some = pass_moments(weights, batch, depth, coefficients[:, :, genes])
+        np.testing.assert_array_equal(some, whole[:, :, genes])
 
 
 @settings(max_examples=15, deadline=None)

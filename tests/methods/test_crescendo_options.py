@@ -353,6 +353,18 @@ def test_targets_are_medians_of_all_cells_or_of_a_batch(cohort):
             np.testing.assert_array_equal(layer(run(cohort, target_offset=same)), layer(out))
 
 
+def test_a_batch_without_counts_has_no_depth(cohort):
+    adata = cohort.copy()
+    counts = adata.X.toarray()
+    counts[(adata.obs["slide"] == "s1").to_numpy()] = 0
+    adata.X = sparse.csr_matrix(counts)
+    adata.obs["slide"] = adata.obs["slide"].cat.add_categories(["ghost"])
+    for name in ("ghost", "s1"):
+        with pytest.raises(InputError, match=f"no cell of batch '{name}' has counts") as caught:
+            run(adata, target_offset=f"batch:{name}")
+        assert caught.value.code == "target-empty"
+
+
 def test_imputation_has_room_and_empty_cells_stay_empty(cohort):
     adata = cohort.copy()
     counts = adata.X.toarray()
@@ -452,11 +464,36 @@ def test_genes_absent_in_a_batch_are_skipped_if_asked(cohort):
         assert kept.var["crescendo_status"]["gene3"] == "absent in a batch"
 
 
+@pytest.mark.filterwarnings("ignore:.*cells-empty")
+@pytest.mark.parametrize("clusters", ["one", "soft"])
+def test_cells_without_counts_do_not_weigh(clusters):
+    """Rates .01 and .04 in two slides; a third slide, and half of the first, are empty."""
+    rng = np.random.default_rng(5)
+    batch = np.repeat([0, 0, 1, 2], 1500)
+    rate = np.where(batch == 0, 0.01, 0.04)[:, None] * np.ones(4)
+    counts = rng.poisson(200 * rate)
+    counts[batch == 2] = 0
+    counts[:1500] = 0
+    adata = anndata.AnnData(counts.astype(np.float32))
+    adata.obs["slide"] = np.array(list("abc"))[batch]
+    adata.obs["one"] = "all"
+    adata.obsm["soft"] = np.ones((len(batch), 1))
+    adata.obs["depth"] = np.where(counts.any(axis=1), 200.0, 0.0)
+    options = {"depth_key": "depth", "prior_sd": 10.0, "skip_absent": True}
+    with pytest.warns(StdistWarning, match=r"batch-empty\] no cell in batch c has counts"):
+        out = run(adata, clusters, **options)
+    found = effects(out)
+    target = np.exp(found["intercept"] + found["target_coefficients"][0]).values
+    np.testing.assert_allclose(target, 0.025, rtol=0.03)
+    assert (out.var["crescendo_status"] == "corrected").all()
+
+
 def test_share_of_cells_to_fit_to():
     cells = np.array([[1000.0, 40.0], [90.0, 3000.0]])
     total = {
         "n": np.int64(cells.sum()),
         "mass": cells,
+        "sums": cells.sum(axis=0),
         "gram": np.diag(cells.sum(axis=0)),
         "cells": cells,
         "gene_counts": np.ones((2, 1)),

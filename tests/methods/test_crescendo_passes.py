@@ -83,3 +83,17 @@ def test_blocks_and_workers_do_not_matter(cohort, tmp_path, client):
     assert (one != two).sum() == 0
     in_memory, _ = corrected(cohort, fit_cells=None, quasi_poisson=True)
     assert (in_memory != one).sum() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*cells-empty", "ignore:.*genes-empty")
+def test_a_gene_does_not_depend_on_the_others_to_the_last_bit(cohort):
+    whole, every = corrected(cohort, fit_cells=None)
+    for genes in (["gene3"], ["gene8", "gene0"]):
+        adata = cohort.copy()
+        options = {"fit_cells": None, "quasi_poisson": False, "genes": genes, "min_cells": 20}
+        tl.crescendo(adata, batch_key="slide", clusters="soft", **options)
+        place = [adata.var_names.get_loc(gene) for gene in sorted(genes)]
+        np.testing.assert_array_equal(adata.layers["crescendo"][:, place], whole[:, place])
+        found = adata.uns["crescendo"]["coefficients"]
+        for name in COEFFICIENTS:
+            np.testing.assert_array_equal(found[name].values, every[name].values[..., place])

@@ -143,17 +143,20 @@ def crescendo(
         Mass, such as 0.9, of the central interval of each corrected count given the observed
         one; its ends go to ``layers[key_added + "_lower"]`` and ``"_upper"``.
     skip_unaffected
-        Return genes that show no batch effect unchanged: a permutation test within clusters,
-        with the false discoveries among all genes of the data bounded.
+        Leave genes that show no batch effect as they are: a test within clusters, with the false
+        discoveries among all genes of the data bounded. Where `target_offset` gives cells another
+        depth, these genes get it too.
     quasi_poisson
         Weigh the prior by the dispersion of the gene: the more counts scatter, the less they
         say about batches.
     skip_absent
-        Leave genes unchanged that some batch has no count of; they are named in any case.
+        Leave genes unchanged, in depth too, that some batch has no count of; they are named in
+        any case.
     impute_missing
         Draw the counts of a gene in a batch that has none of it (another panel, a failed probe)
         around the mean corrected rate of the `n_neighbors` nearest cells, in the embedding
-        `use_rep`, of the batches that have it. Which (batch, gene) were imputed is in
+        `use_rep`, of the batches that have it; these alone make the fit and the target of the
+        gene, which is not tested for a batch effect. Which (batch, gene) were imputed is in
         ``uns[key_added]["coefficients"]["imputed"]``; the status of the gene says so too.
     use_rep, n_neighbors
         With `impute_missing`: entry of ``obsm`` (batch-corrected coordinates), and number of
@@ -191,7 +194,8 @@ def crescendo(
         negative or do not sum to one; depths to correct to are not positive; keys or genes are
         unknown; parameters exclude each other. Nothing is written. Also if a rate without
         batches is 10,000 times above all observed ones (with ``marginal="reference"``, where
-        this is common, such genes are left unchanged and named instead).
+        this is common, such genes are left unchanged and named instead), if a batch whose median
+        depth is wanted has no counts, or if a corrected count is beyond all bounds.
     PlanRefused
         If a block does not fit the workers.
 
@@ -199,18 +203,21 @@ def crescendo(
     -----
     StdistWarning
         If there is one batch only (the layer is a copy), if genes, cells or batches have no
-        counts (they are passed through), or if genes are left unchanged for another reason.
+        counts (they are passed through), if genes are left unchanged for another reason, if
+        clusters are linked by chains of which not all were merged, or if a batch shares no
+        cluster with another: its effect cannot be told from that of its clusters.
 
     Notes
     -----
     Fit: the mode under ``delta_b, gamma_kb ~ N(0, prior_sd**2)`` of Poisson counts with mean
     ``depth * exp(beta_0 + sum_k R_k beta_k + delta_b + sum_k R_k gamma_kb)`` (Millard et al.,
     Genome Biology 2025, equation 6, its random-effect reading), plus the effects of what is kept.
-    Target: the arithmetic mean over batches, weighted by the cluster's mass in each, of the
-    fitted rates, without ``delta_b``. Matching: exact randomised probability integral transform
-    (equation 5): with F the Poisson distribution function of the source mean, u uniform and
-    ``q = F(count - 1) + u (F(count) - F(count - 1))``, the corrected count is the smallest number
-    whose distribution function under the target mean reaches q.
+    Target: the arithmetic mean over batches, weighted by the cluster's mass in each (cells with
+    counts), of the rates ``exp(beta_0 + beta_k + delta_b + gamma_kb)``; with
+    ``main_effects="drop"`` without ``delta_b``. Matching: exact randomised probability integral
+    transform (equation 5): with F the Poisson distribution function of the source mean, u uniform
+    and ``q = F(count - 1) + u (F(count) - F(count - 1))``, the corrected count is the smallest
+    number whose distribution function under the target mean reaches q.
 
     Interval: the corrected count rises with u, so its values at ``u = (1 - interval) / 2`` and
     ``u = (1 + interval) / 2`` leave out at most ``(1 - interval) / 2`` on either side. It holds

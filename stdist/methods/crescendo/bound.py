@@ -15,9 +15,9 @@ from stdist.kernels.keyed_random import stream_key
 from stdist.methods.crescendo.depth import TargetDepth
 from stdist.methods.crescendo.design import Kept, kept_covariates
 from stdist.methods.crescendo.effects import judge_genes
-from stdist.methods.crescendo.fit import PANEL, join_panels
 from stdist.methods.crescendo.impute import check_embedding, imputing
 from stdist.methods.crescendo.match import Rule, match_block
+from stdist.methods.crescendo.panels import PANEL, join_panels
 from stdist.methods.crescendo.results import correction_results, result_keys
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import Keys
@@ -83,6 +83,8 @@ class Bound:
         fixed_bytes: int,
         nanoseconds: float,
         options: dict[str, Any] | None = None,
+        *,
+        on_device: bool = False,
     ) -> Each:
         """Return a stage that works on panels of genes; `nanoseconds` are for one gene."""
         shared = {"genes": self.genes, "spec": self.spec}
@@ -97,6 +99,7 @@ class Bound:
             nanoseconds=PANEL * nanoseconds,
             n_items=-(-len(self.genes) // PANEL),
             collect=join_panels,
+            on_device=on_device,
         )
 
     def effects(
@@ -119,7 +122,7 @@ class Bound:
             workspace=TileWorkspace(0, fixed_bytes),
             nanoseconds=nanoseconds,
             n_items=n_items,
-            collect=judge_genes,
+            collect=partial(judge_genes, imputes=self.spec.impute_missing),
         )
         return (stage,)
 
@@ -138,6 +141,7 @@ class Bound:
         shared = {
             "keys": keys,
             "genes": self.genes,
+            "var_names": self.data.var_names,
             "rule": Rule(
                 spec.match,
                 spec.cap_outliers,

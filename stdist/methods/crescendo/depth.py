@@ -37,12 +37,14 @@ class TargetDepth:
         self.number: float | None = None
         self.median_of: int | None = None
         """Code of the batch whose median depth is meant; -1 for all cells."""
+        self.batch_name: str | None = None
         if not isinstance(wanted, str):
             self.number = float(wanted)
         elif wanted == "median":
             self.median_of = -1
         elif wanted.startswith("batch:"):
-            self.median_of = _batch_code(wanted.removeprefix("batch:"), data, batch)
+            self.batch_name = wanted.removeprefix("batch:")
+            self.median_of = _batch_code(self.batch_name, data, batch)
         elif wanted != "observed":
             if wanted not in data.obs_keys():
                 raise InputError(
@@ -72,11 +74,23 @@ class TargetDepth:
             {name: reads[name] for name in names if name in reads},
             options={"batch_code": self.median_of},
             combine=merge_tables,
-            finalize=partial(median_depth, target_sum=None),
+            finalize=partial(_median, batch=self.batch_name),
             workspace=TileWorkspace(3 * n_genes * FLOAT),
             nanoseconds=n_genes * 1.0,
             partial_bytes=2 * FLOAT * distinct,
         )
+
+
+def _median(total: dict[str, np.ndarray], *, batch: str | None) -> dict[str, np.ndarray]:
+    """Median depth of all cells with counts, or of those of a batch."""
+    if batch is not None and not len(total["depth"]):
+        raise InputError(
+            "target-empty",
+            f"no cell of batch {batch!r} has counts: there is no depth to correct to",
+            place=f"target_offset 'batch:{batch}'",
+            remedy="name another batch, or give a depth in UMI",
+        )
+    return median_depth(total, target_sum=None)
 
 
 def _batch_code(name: str, data: Data, batch: Labels) -> int:

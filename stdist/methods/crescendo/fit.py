@@ -2,105 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
-from stdist.kernels.lambda_path import FitSums, exact_lambda, fit_reference
-from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
-from stdist.methods.crescendo.design import columns, spread
+from stdist.kernels.array_module import array_module, host_array
+from stdist.kernels.lambda_path import exact_lambda, fit_reference
+from stdist.kernels.poisson_ridge import Penalty, RidgeFit
+from stdist.methods.crescendo.design import spread
 from stdist.methods.crescendo.margin import dispersion_of_cells, dispersion_of_strata
-from stdist.methods.crescendo.marginal import absent_genes, solution
+from stdist.methods.crescendo.marginal import absent_genes, measured_genes, solution
+from stdist.methods.crescendo.panels import PANEL, by_batches
+from stdist.methods.crescendo.rows import (
+    Rows,
+    on_host,
+    rows_of_sample,
+    rows_of_strata,
+    stratum_columns,
+)
 from stdist.methods.crescendo.spec import CrescendoSpec
-from stdist.methods.crescendo.tiles import saturated
 
 Arrays = dict[str, Any]
-PANEL = 8
-"""Genes of one fitting task."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a panel of genes is fitted to: cells, or sums of cells that share their columns.
-
-    Attributes
-    ----------
-    counts : (n_rows, n_genes) sparse or array
-    weights : (n_rows, n_columns) array
-        Clusters first, then what is kept.
-    batch, depth : (n_rows,) array
-    mass : (n_batches, n_clusters) array
-        Mass of each cluster in each batch, over all cells.
-    saturated : callable
-        Gives the sums over cells to which deviances are measured, ``(n_genes,)``.
-    cells : (n_rows,) array or None
-        Cells of each row; one each if not given.
-    strata : tuple or None
-        Counts and depths by batch and label, where the rows are these strata and nothing else.
-    """
-
-    counts: Any
-    weights: np.ndarray
-    batch: np.ndarray
-    depth: np.ndarray
-    mass: np.ndarray
-    saturated: Callable[[], np.ndarray]
-    cells: np.ndarray | None = None
-    strata: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def n_batches(self) -> int:
-        """Number of batches."""
-        return len(self.mass)
-
-    @property
-    def n_clusters(self) -> int:
-        """Number of clusters."""
-        return self.mass.shape[1]
-
-    @property
-    def n_cells(self) -> int:
-        """Number of fitted cells."""
-        return len(self.depth) if self.cells is None else int(self.cells.sum())
-
-    def fit(self, penalty: Penalty, scale: Any = 1.0, genes: Any = slice(None)) -> RidgeFit:
-        """Fit some genes."""
-        if self.strata is not None:
-            counts, depth = self.strata
-            return fit_strata(counts[:, :, genes], depth, penalty, scale)
-        return fit(self.counts[:, genes], self.weights, self.batch, self.depth, penalty, scale)
-
-    def random_effects(self, prior_sd: float, cluster_penalty: float) -> Penalty:
-        """Penalty of the normal prior; kept columns are penalised as clusters are."""
-        n_columns = self.weights.shape[1]
-        penalty = Penalty.random_effects(n_columns, self.n_batches, prior_sd, cluster_penalty)
-        return self._keeping(penalty)
-
-    def standardized(self) -> Penalty:
-        """Penalty of glmnet at lambda 1."""
-        return self._keeping(
-            Penalty.standardized(self.weights, self.batch, self.n_batches, self.cells)
-        )
-
-    def _keeping(self, penalty: Penalty) -> Penalty:
-        if self.n_clusters == self.weights.shape[1]:
-            return penalty
-        return penalty.without_interactions(self.n_clusters)
-
-    @cached_property
-    def sums(self) -> FitSums:
-        """Sums that decide lambda and deviance."""
-        counts, depth = [], []
-        for b in range(self.n_batches):
-            own = np.flatnonzero(self.batch == b)
-            design = np.column_stack([np.ones(len(own)), self.weights[own]])
-            counts.append(np.asarray(self.counts[own].T @ design).T)
-            depth.append(self.depth[own] @ design)
-        return FitSums(self.n_cells, np.stack(counts), np.stack(depth))
 
 
 def estimate(
@@ -139,7 +62,7 @@ def dispersion_of(effects: Arrays | None, genes: np.ndarray, spec: CrescendoSpec
 
 
 def unaffected(effects: Arrays | None, genes: np.ndarray, spec: CrescendoSpec) -> np.ndarray:
-    """Whether each gene is left as it is, because it shows no batch effect."""
+    """Whether each gene shows no batch effect and is to be treated so."""
     if effects is None or not spec.skip_unaffected:
         return np.zeros(len(genes), dtype=bool)
     return ~effects["affected"][genes]
@@ -168,21 +91,6 @@ def _fit_batch_penalty(
     )
 
 
-def rows_of_sample(sample: Arrays, groups: Arrays, chosen: np.ndarray, spec: CrescendoSpec) -> Rows:
-    """Sampled cells with the counts of some genes."""
-    shape = (len(sample["depth"]), len(groups["largest_rate"]))
-    arrays = (sample["data"], sample["indices"], sample["indptr"])
-    counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
-    return Rows(
-        counts,
-        columns(sample["weights"], sample.get("kept"), spec.keep_interactions),
-        sample["batch"],
-        sample["depth"],
-        groups["mass"],
-        saturated=lambda: saturated(counts, sample["depth"]),
-    )
-
-
 def fit_panel_of_sample(
     item: int,
     *,
@@ -193,11 +101,19 @@ def fit_panel_of_sample(
     var_names: np.ndarray,
     effects: Arrays | None = None,
 ) -> Arrays:
-    """Fit a panel of genes to the sampled cells."""
-    chosen = genes[item * PANEL : (item + 1) * PANEL]
-    rows = rows_of_sample(sample, groups, chosen, spec)
-    result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
-    return finished(result, lam, rows, groups, chosen, var_names, spec, effects)
+    """Fit a panel of genes to the sampled cells; the systems are solved where these are."""
+    xp, genes = array_module(genes), host_array(genes)
+    sample, groups = on_host(sample), on_host(groups)
+    effects = None if effects is None else on_host(effects)
+    panel = genes[item * PANEL : (item + 1) * PANEL]
+
+    def solve(places: np.ndarray, batches: np.ndarray) -> Arrays:
+        chosen = panel[places]
+        rows = rows_of_sample(sample, groups, chosen, spec, xp).of_batches(batches)
+        result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
+        return finished(result, lam, rows, groups, chosen, var_names, spec, effects)
+
+    return by_batches(measured_genes({"groups": groups}, panel, spec), solve)
 
 
 def finished(
@@ -211,10 +127,17 @@ def finished(
     effects: Arrays | None,
 ) -> Arrays:
     """Everything that matching needs, for the clusters as they were given."""
-    absent = absent_genes(groups["gene_counts"][:, chosen], groups["mass"])
-    kept = absent & spec.skip_absent | unaffected(effects, chosen, spec)
-    rate = groups["largest_rate"][chosen]
-    found = solution(result, lam, rows.mass, rows.weights, rate, kept, var_names[chosen], spec)
+    found = solution(
+        result,
+        lam,
+        rows.mass,
+        rows.weights,
+        groups["largest_rate"][chosen],
+        absent_genes({"groups": groups}, chosen).any(axis=0) & spec.skip_absent,
+        unaffected(effects, chosen, spec),
+        var_names[chosen],
+        spec,
+    )
     # members of a merged cluster share its coefficients; dropped clusters have none
     n_kept = rows.weights.shape[1] - rows.n_clusters
     if spec.keep_interactions:
@@ -244,43 +167,26 @@ def fit_panel_of_strata(
     With kept covariates a stratum is a batch, a label and one of their combinations, whose design
     columns are `levels`.
     """
-    chosen = genes[item * PANEL : (item + 1) * PANEL]
-    counts, depth = strata["counts"][:, :, chosen], strata["depth"]
-    n_batches, n_rows = depth.shape
-    weights = stratum_columns(n_rows, levels, spec.keep_interactions)
-    n_labels = n_rows if levels is None else n_rows // len(levels)
-    mass = strata["cells"].reshape(n_batches, n_labels, -1).sum(axis=2)
-    present = depth.ravel() > 0
-    rows = Rows(
-        counts.reshape(-1, len(chosen))[present],
-        np.tile(weights, (n_batches, 1))[present],
-        np.repeat(np.arange(n_batches), n_rows)[present],
-        depth.ravel()[present],
-        mass,
-        saturated=lambda: strata["saturated"][chosen],
-        cells=strata["fitted"].ravel()[present],
-        strata=(counts, depth) if levels is None else None,
-    )
-    result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
-    absent = absent_genes(counts.sum(axis=1), mass)
-    kept = absent & spec.skip_absent | unaffected(effects, chosen, spec)
-    rate = strata["largest_rate"][chosen]
-    shown = weights[strata["cells"].sum(axis=0) > 0]
-    found = solution(result, lam, mass, shown, rate, kept, var_names[chosen], spec)
-    if spec.margin == "negative_binomial":
-        found["dispersion"] = dispersion_of_strata(strata, chosen, weights, result)
-    return found
+    panel = genes[item * PANEL : (item + 1) * PANEL]
+    weights = stratum_columns(strata["depth"].shape[1], levels, spec.keep_interactions)
 
+    def solve(places: np.ndarray, batches: np.ndarray) -> Arrays:
+        chosen = panel[places]
+        rows = rows_of_strata(strata, chosen, weights, levels).of_batches(batches)
+        result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
+        found = solution(
+            result,
+            lam,
+            rows.mass,
+            weights[strata["fitted"].any(axis=0)],
+            strata["largest_rate"][chosen],
+            absent_genes({"strata": strata}, chosen).any(axis=0) & spec.skip_absent,
+            unaffected(effects, chosen, spec),
+            var_names[chosen],
+            spec,
+        )
+        if spec.margin == "negative_binomial":
+            found["dispersion"] = dispersion_of_strata(strata, chosen, weights, result, batches)
+        return found
 
-def stratum_columns(n_rows: int, levels: np.ndarray | None, interactions: bool) -> np.ndarray:
-    """Design columns of every combination of a label and kept levels, labels slowest."""
-    if levels is None:
-        return np.eye(n_rows)
-    n_labels = n_rows // len(levels)
-    labels = np.repeat(np.eye(n_labels), len(levels), axis=0)
-    return columns(labels, np.tile(levels, (n_labels, 1)), interactions)
-
-
-def join_panels(parts: list[Arrays]) -> Arrays:
-    """Join the panels along genes, the last axis of every array."""
-    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+    return by_batches(measured_genes({"strata": strata}, panel, spec), solve)

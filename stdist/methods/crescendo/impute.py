@@ -12,10 +12,12 @@ from scipy import sparse
 from stdist.graph import Map, Reduce, concatenate
 from stdist.graph.blocks import tiles
 from stdist.kernels.keyed_random import stream_key, uniforms
+from stdist.kernels.match_checks import EntryError, check_range
 from stdist.kernels.neighbor_average import donor_average, nearest_donors
 from stdist.kernels.poisson_draw import poisson_draws
 from stdist.methods.crescendo.depth import tile_depths
-from stdist.methods.crescendo.match import match_block
+from stdist.methods.crescendo.marginal import absent_genes
+from stdist.methods.crescendo.match import match_block, unmatched
 from stdist.methods.crescendo.tiles import cell_depth
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import TILE_ROWS, InputError, Source
@@ -26,22 +28,19 @@ DONORS = 10_000
 """Cells, about, among which neighbours are looked for."""
 
 
-def missing_genes(
-    genes: np.ndarray, groups: Arrays | None = None, strata: Arrays | None = None
-) -> np.ndarray:
-    """Which requested genes a batch has no count of, though others have.
+def without_donors(missing: np.ndarray, donor_batch: np.ndarray) -> np.ndarray:
+    """Which missing genes no donor's batch has, so that they cannot be imputed.
+
+    Parameters
+    ----------
+    missing : (n_batches, n_genes) bool
+    donor_batch : (n_donors,) int
 
     Returns
     -------
-    (n_batches, n_genes) bool
+    (n_genes,) bool
     """
-    if groups is not None:
-        counts, cells = groups["gene_counts"], groups["mass"].sum(axis=1)
-    else:
-        assert strata is not None
-        counts, cells = strata["counts"].sum(axis=1), strata["cells"].sum(axis=1)
-    counts = counts[:, genes]
-    return (counts == 0) & (counts.sum(axis=0) > 0) & (cells > 0)[:, None]
+    return missing.any(axis=0) & missing[donor_batch].all(axis=0)
 
 
 def take_donors(
@@ -55,26 +54,34 @@ def take_donors(
     **tile: Any,
 ) -> Arrays:
     """Corrected rates, of the genes that some batch lacks, of cells drawn by key."""
+    lacking = _missing(groups, strata, tile["genes"]).any(axis=0)
     counts, depth = tile["counts"], tile.get("depth")
     own = cell_depth(counts) if depth is None else depth.astype(np.float64)
     drawn = uniforms(stream_key(seed, "crescendo donor", 0), rows[0], len(own)) < share
     chosen = np.flatnonzero(drawn & (own > 0))
-    lacking = missing_genes(tile["genes"], groups, strata).any(axis=0)
-    corrected = match_block(rows, **tile)["corrected"][chosen][:, tile["genes"][lacking]]
+    only = tile["fit"] | {"corrected": tile["fit"]["corrected"] & lacking}
+    corrected = match_block(rows, **tile | {"fit": only})["corrected"][chosen]
+    corrected = corrected[:, tile["genes"][lacking]]
     dense = corrected.toarray() if sparse.issparse(corrected) else corrected
-    _, target = _target_depth(own, tile)
     return {
         "embedding": embedding[chosen].astype(np.float64),
         "batch": tile["batch"][chosen],
-        "rates": dense / target[chosen][:, None],
+        "rates": dense / _depths(own, tile)[chosen][:, lacking],
     }
 
 
-def _target_depth(own: np.ndarray, tile: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def _missing(groups: Arrays | None, strata: Arrays | None, genes: np.ndarray) -> np.ndarray:
+    return absent_genes({"groups": groups} if strata is None else {"strata": strata}, genes)
+
+
+def _depths(own: np.ndarray, tile: Arrays) -> np.ndarray:
+    """Depth of what `match_block` gives for each cell and gene: of the target where it changes."""
     column, value = tile.get("target"), tile.get("target_depth")
     if isinstance(column, dict):
         column, value = None, float(column["target"])
-    return tile_depths(own, column, value, tile["rule"].source_offset)
+    _, target = tile_depths(own, column, value, tile["rule"].source_offset)
+    changed = tile["fit"]["corrected"] & (tile["rule"].source_offset == "observed")
+    return np.where(changed, target[:, None], own[:, None])
 
 
 def match_and_impute(
@@ -90,38 +97,50 @@ def match_and_impute(
 ) -> Arrays:
     """Match a block, and draw the counts of genes that the batch of a cell lacks.
 
-    The mean of such a count is the average corrected rate of the nearest donors whose batch has
-    the gene, times the depth of the cell; without such a donor the matched count stays.
+    The mean of such a count is the average corrected rate of the nearest donors among those whose
+    batch has the gene, times the depth of the cell; zero if there is no such donor.
     """
     found = match_block(rows, **tile)
-    missing = missing_genes(tile["genes"], groups, strata)
+    missing = _missing(groups, strata, tile["genes"])
     lacking = np.flatnonzero(missing.any(axis=0))
-    if not len(lacking) or not len(donors["batch"]):
+    if not len(lacking):
         return found
-    measured = ~missing[:, lacking][donors["batch"]]
+    patterns, which = np.unique(missing[:, lacking], axis=1, return_inverse=True)
     parts = []
     for first, last in tiles(*rows):
         part = slice(first - rows[0], last - rows[0])
         out, batch, counts = found["corrected"][part], tile["batch"][part], tile["counts"][part]
-        depth = tile.get("depth")
+        depth, column = tile.get("depth"), tile.get("target")
         own = cell_depth(counts) if depth is None else depth[part].astype(np.float64)
-        column = tile.get("target")
         cut = column if column is None or isinstance(column, dict) else column[part]
-        _, target = _target_depth(own, tile | {"target": cut})
-        cells = np.flatnonzero(missing.any(axis=1)[batch] & (own > 0))
-        if len(cells):
-            dense = out.toarray() if sparse.issparse(out) else out.copy()
-            near = nearest_donors(embedding[part][cells], donors["embedding"], n_neighbors)
-            means = donor_average(near, donors["rates"], measured) * target[cells, None]
-            keys = impute_keys[lacking]
-            drawn = poisson_draws(np.nan_to_num(means), keys, first + cells)
-            wanted = missing[:, lacking][batch[cells]] & ~np.isnan(means)
-            place = np.ix_(cells, tile["genes"][lacking])
-            dense[place] = np.where(wanted, drawn, dense[place])
-            out = sparse.csr_matrix(dense) if sparse.issparse(out) else dense
-        parts.append(out)
+        depths = _depths(own, tile | {"target": cut})
+        dense = out.toarray() if sparse.issparse(out) else out.copy()
+        for number, lack in enumerate(patterns.T):
+            cells = np.flatnonzero(lack[batch] & (own > 0))
+            same = np.flatnonzero(which.ravel() == number)
+            genes, columns = lacking[same], tile["genes"][lacking[same]]
+            rates = _average(embedding[part][cells], donors, ~lack, n_neighbors)[:, same]
+            means = rates * depths[np.ix_(cells, genes)]
+            drawn = poisson_draws(means, impute_keys[genes], first + cells)
+            try:
+                check_range(drawn, dense.dtype, first + cells)
+            except EntryError as error:
+                raise unmatched(error, tile["var_names"][columns[error.gene]]) from error
+            dense[np.ix_(cells, columns)] = drawn
+        parts.append(sparse.csr_matrix(dense) if sparse.issparse(out) else dense)
     join = partial(sparse.vstack, format="csr") if sparse.issparse(parts[0]) else np.concatenate
     return found | {"corrected": join(parts)}
+
+
+def _average(
+    points: np.ndarray, donors: Arrays, measured: np.ndarray, n_neighbors: int
+) -> np.ndarray:
+    """Mean rates of the nearest donors of some batches; zero if there are none."""
+    known = np.flatnonzero(measured[donors["batch"]])
+    rates = donors["rates"][known]
+    if not len(points) or not len(known):
+        return np.zeros((len(points), rates.shape[1]))
+    return donor_average(nearest_donors(points, donors["embedding"][known], n_neighbors), rates)
 
 
 def imputing(

@@ -65,17 +65,23 @@ def dispersion_of_cells(rows: Any, result: RidgeFit) -> np.ndarray:
 
 
 def dispersion_of_strata(
-    strata: Mapping[str, np.ndarray], chosen: np.ndarray, weights: np.ndarray, result: RidgeFit
+    strata: Mapping[str, np.ndarray],
+    chosen: np.ndarray,
+    weights: np.ndarray,
+    result: RidgeFit,
+    batches: np.ndarray,
 ) -> np.ndarray:
     """Dispersion of a panel of genes around the fit to sums of labelled cells, ``(n_genes,)``.
 
-    ``sum (y - n r)^2 = sum y^2 - 2 r sum n y + r^2 sum n^2`` in a stratum of rate `r`.
+    ``sum (y - n r)^2 = sum y^2 - 2 r sum n y + r^2 sum n^2`` in a stratum of rate `r`; of the
+    fitted `batches` only, ``(n_batches,)`` bool.
     """
-    n_batches, n_rows = strata["depth"].shape
-    batch, one = np.repeat(np.arange(n_batches), n_rows), np.ones(n_batches * n_rows)
+    n_rows = strata["depth"].shape[1]
+    batch = np.repeat(np.flatnonzero(batches), n_rows)
+    one = np.ones(len(batch))
     counted = np.flatnonzero(result.converged & ~result.without_counts)
     rate = soft_means(
-        np.tile(weights, (n_batches, 1)),
+        np.tile(weights, (batches.sum(), 1)),
         batch,
         one,
         result.source_intercept[:, counted],
@@ -83,9 +89,9 @@ def dispersion_of_strata(
     )
 
     def of(name: str) -> np.ndarray:
-        return strata[name][:, :, chosen[counted]].reshape(len(one), -1)
+        return strata[name][batches][:, :, chosen[counted]].reshape(len(one), -1)
 
-    depth, depth_squares = (strata[n].reshape(-1, 1) for n in ("depth", "depth_squares"))
+    depth, depth_squares = (strata[n][batches].reshape(-1, 1) for n in ("depth", "depth_squares"))
     residuals = of("squares") - 2.0 * rate * of("depth_counts") + rate**2 * depth_squares
     found = np.zeros(len(result.converged))
     found[counted] = overdispersion(

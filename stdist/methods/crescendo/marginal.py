@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,19 +40,45 @@ def target_coefficients(
     return intercept, np.concatenate([coefficients, result.cluster[n_clusters:]])
 
 
-def absent_genes(counts: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Find genes without a count in some batch that has cells.
+def gene_counts(sums: Mapping[str, Any], genes: Any = slice(None)) -> np.ndarray:
+    """Counts of genes in each batch, ``(n_batches, n_genes)``, from sums over strata or groups."""
+    if "strata" in sums:
+        return sums["strata"]["counts"][:, :, genes].sum(axis=1)
+    return sums["groups"]["gene_counts"][:, genes]
+
+
+def counted_cells(sums: Mapping[str, Any]) -> np.ndarray:
+    """Cells with counts in each batch and stratum, ``(n_batches, n_strata)``."""
+    return sums["strata"]["fitted"] if "strata" in sums else sums["groups"]["cells"]
+
+
+def absent_genes(sums: Mapping[str, Any], genes: np.ndarray) -> np.ndarray:
+    """Find the batches without a count of some genes, though other batches have one.
+
+    Batches whose cells have no counts at all lack no gene.
 
     Parameters
     ----------
-    counts : (n_batches, n_genes) array
-    mass : (n_batches, n_clusters) array
+    sums
+        Over strata or over groups.
+    genes : (n_genes,) array
+        Columns of the data.
 
     Returns
     -------
-    (n_genes,) bool
+    (n_batches, n_genes) bool
     """
-    return (counts[mass.sum(axis=1) > 0] == 0).any(axis=0)
+    counts, cells = gene_counts(sums, genes), counted_cells(sums).sum(axis=1)
+    return (counts == 0) & (counts.sum(axis=0) > 0) & (cells > 0)[:, None]
+
+
+def measured_genes(sums: Mapping[str, Any], genes: np.ndarray, spec: CrescendoSpec) -> np.ndarray:
+    """Which batches are fitted for each gene, ``(n_batches, n_genes)``.
+
+    All, but for those without a count of a gene that is to be imputed there: zeros that nobody
+    measured.
+    """
+    return ~(absent_genes(sums, genes) & spec.impute_missing)
 
 
 def solution(
@@ -61,14 +88,16 @@ def solution(
     weights: np.ndarray,
     largest_rate: np.ndarray,
     kept: np.ndarray,
+    unaffected: np.ndarray,
     names: np.ndarray,
     spec: CrescendoSpec,
 ) -> dict[str, Any]:
     """Everything that the correction of a panel of genes needs.
 
     Genes that are not to be corrected are marked: those whose fit did not converge, those to be
-    `kept` as they are, and those whose rate without batches is far above all that
-    was observed, if this is a fault of the released marginal.
+    `kept` as they are, those `unaffected` by batches, and those whose rate without batches is far
+    above all that was observed, if this is a fault of the released marginal. Where cells get
+    another depth, unaffected genes get it too: from the rate without batches to itself.
 
     Raises
     ------
@@ -76,6 +105,14 @@ def solution(
         If another marginal has such a rate.
     """
     intercept, coefficients = target_coefficients(result, mass, spec)
+    source = result.source_intercept, result.source_coefficients
+    if spec.changes_depth:
+        source = (
+            np.where(unaffected, intercept, source[0]),
+            np.where(unaffected, coefficients, source[1]),
+        )
+    else:
+        kept = kept | unaffected
     corrected = result.converged & ~kept
     beyond = exceeding_marginals(intercept, coefficients, weights, largest_rate)
     judged = corrected & ~result.without_counts
@@ -99,8 +136,8 @@ def solution(
         "cluster": result.cluster,
         "batch": result.batch,
         "interaction": result.interaction,
-        "source_intercept": result.source_intercept,
-        "source_coefficients": result.source_coefficients,
+        "source_intercept": source[0],
+        "source_coefficients": source[1],
         "target_intercept": intercept,
         "target_coefficients": coefficients,
     }

@@ -10,19 +10,20 @@ import numpy as np
 
 from stdist.graph import Each, Loop, Reduce, add_by_group, concatenate
 from stdist.graph.stage import AnyStage
-from stdist.kernels.array_module import array_module
-from stdist.kernels.poisson_newton import Ridge
+from stdist.kernels.array_module import array_module, host_array
+from stdist.kernels.poisson_newton import Ridges
 from stdist.kernels.poisson_passes import Passes, Sample, advance, pass_moments
 from stdist.kernels.poisson_ridge import RidgeFit
 from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import columns
 from stdist.methods.crescendo.fit import (
-    PANEL,
     dispersion_of,
     estimate,
     finished,
-    rows_of_sample,
 )
+from stdist.methods.crescendo.marginal import measured_genes
+from stdist.methods.crescendo.panels import PANEL, by_batches
+from stdist.methods.crescendo.rows import on_host, rows_of_sample
 from stdist.methods.crescendo.sample import trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import cell_depth, sample_cells
@@ -127,11 +128,19 @@ def estimate_panel(
     effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells, and start the passes there."""
-    chosen = genes[item * PANEL : (item + 1) * PANEL]
-    rows = rows_of_sample(sample, groups, chosen, spec)
-    result, _ = estimate(rows, spec, dispersion_of(effects, chosen, spec))
-    rate = sample["count_sums"][:, 0, chosen].sum(axis=0) / sample["total_depth"]
-    return Passes.begin(result, rate).arrays()
+    xp, genes = array_module(genes), host_array(genes)
+    sample, groups = on_host(sample), on_host(groups)
+    effects = None if effects is None else on_host(effects)
+    panel = genes[item * PANEL : (item + 1) * PANEL]
+
+    def solve(places: np.ndarray, batches: np.ndarray) -> Arrays:
+        chosen = panel[places]
+        rows = rows_of_sample(sample, groups, chosen, spec, xp).of_batches(batches)
+        result, _ = estimate(rows, spec, dispersion_of(effects, chosen, spec))
+        rate = sample["count_sums"][:, 0, chosen].sum(axis=0) / sample["total_depth"]
+        return Passes.begin(result, rate).arrays()
+
+    return by_batches(measured_genes({"groups": groups}, panel, spec), solve)
 
 
 def advance_panel(
@@ -151,12 +160,12 @@ def advance_panel(
     if now.converged.all():
         return now.arrays()
     rows = rows_of_sample(sample, groups, genes[own], spec)
-    cells = Sample(rows.weights, rows.batch, rows.depth, rows.n_batches)
+    cells = Sample(rows.weights, rows.batch, rows.depth, rows.n_batches, rows.n_clusters)
+    fitted = measured_genes({"groups": groups}, genes[own], spec)[:, None]
     sums = sample["count_sums"][:, :, genes[own]]
     penalty = rows.random_effects(spec.prior_sd, spec.cluster_penalty)
-    scales = dispersion_of(effects, genes[own], spec)
-    ridges = [Ridge.of(penalty, float(scale)) for scale in scales]
-    return advance(now, moments["moments"][..., own], sums, cells, ridges).arrays()
+    ridges = Ridges.of(penalty, dispersion_of(effects, genes[own], spec))
+    return advance(now, moments["moments"][..., own] * fitted, sums, cells, ridges).arrays()
 
 
 def finish_panel(
@@ -172,19 +181,23 @@ def finish_panel(
 ) -> Arrays:
     """Turn the result of the passes into what matching needs."""
     own = slice(item * PANEL, (item + 1) * PANEL)
-    point = _panel(passes, own)
-    n_genes = len(point.converged)
-    result = RidgeFit(
-        intercept=point.coefficients[0, 0],
-        cluster=point.coefficients[0, 1:],
-        batch=point.coefficients[1:, 0],
-        interaction=point.coefficients[1:, 1:],
-        converged=point.converged,
-        iterations=np.full(n_genes, int(passes["n_iterations"])),
-        gradient_norm=np.full(n_genes, np.nan),
-    )
-    rows = rows_of_sample(sample, groups, genes[own], spec)
-    return finished(result, None, rows, groups, genes[own], var_names, spec, effects)
+    point, panel = _panel(passes, own), genes[own]
+
+    def solve(places: np.ndarray, batches: np.ndarray) -> Arrays:
+        coefficients = point.coefficients[..., places]
+        result = RidgeFit(
+            intercept=coefficients[0, 0],
+            cluster=coefficients[0, 1:],
+            batch=coefficients[1:, 0],
+            interaction=coefficients[1:, 1:],
+            converged=point.converged[places],
+            iterations=np.full(len(places), int(passes["n_iterations"])),
+            gradient_norm=np.full(len(places), np.nan),
+        )
+        rows = rows_of_sample(sample, groups, panel[places], spec).of_batches(batches)
+        return finished(result, None, rows, groups, panel[places], var_names, spec, effects)
+
+    return by_batches(measured_genes({"groups": groups}, panel, spec), solve)
 
 
 def _panel(passes: Arrays, own: slice) -> Passes:
@@ -245,7 +258,7 @@ def fit_to_all_cells(
         groups,
         sampled,
         *effects,
-        bound.fit("start", estimate_panel, start, size, nanoseconds),
+        bound.fit("start", estimate_panel, start, size, nanoseconds, on_device=True),
         Loop(
             "passes",
             (moments, bound.fit("advance", advance_panel, (*uses, "moments"), size, nanoseconds)),

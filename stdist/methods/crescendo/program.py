@@ -15,10 +15,10 @@ from stdist.methods.crescendo.effects import compare_all_strata, compare_panel_o
 from stdist.methods.crescendo.fit import (
     fit_panel_of_sample,
     fit_panel_of_strata,
-    stratum_columns,
 )
 from stdist.methods.crescendo.passes import SAMPLE_CELLS, fit_to_all_cells
 from stdist.methods.crescendo.results import StdistWarning, copy_results
+from stdist.methods.crescendo.rows import stratum_columns
 from stdist.methods.crescendo.sample import group_clusters, trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import copy_counts, sample_cells, sum_clusters, sum_strata
@@ -97,9 +97,7 @@ def _labelled(bound: Bound, labels: Labels) -> Program:
         combine=by_name(largest_rate=np.maximum),
         workspace=bound.tile_bytes(1),
         nanoseconds=n_genes * 4.0,
-        on_device=spec.lam_rule != "reference"
-        and spec.margin == "poisson"
-        and not spec.tests_genes,
+        on_device=spec.lam_rule != "reference" and spec.margin == "poisson",
         partial_bytes=(2 if spec.margin == "poisson" else 4) * size,
     )
     effects = bound.effects(compare_all_strata, ("strata",), 12 * size, n_genes * 2e5)
@@ -179,7 +177,7 @@ def _soft(bound: Bound, weights: Source, names: list[str] | None = None) -> Prog
         stages = fit_to_all_cells(bound, groups, sample, effects, n_columns, size, nanoseconds)
         return bound.program((*stages, *match), clusters, {"cell_depth": State((1,), "float64")})
     uses = ("sample", "groups", *(stage.name for stage in effects))
-    fit = bound.fit("fit", fit_panel_of_sample, uses, size, nanoseconds)
+    fit = bound.fit("fit", fit_panel_of_sample, uses, size, nanoseconds, on_device=True)
     return bound.program((groups, sample, *effects, fit, *match), clusters)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stdist.methods.crescendo.impute import missing_genes
-from stdist.methods.crescendo.marginal import absent_genes
+from stdist.methods.crescendo.fit import unaffected
+from stdist.methods.crescendo.impute import without_donors
+from stdist.methods.crescendo.marginal import absent_genes, counted_cells, gene_counts
 from stdist.methods.crescendo.spec import CrescendoSpec
 
 
@@ -55,26 +56,20 @@ def correction_results(
     batches, clusters, kept
         Names of the coefficients.
     """
-    fit = values["fit"]
-    if "strata" in values:
-        total = values["strata"]
-        counts, mass = total["counts"].sum(axis=1), total["cells"]
-    else:
-        total = values["groups"]
-        counts, mass = total["gene_counts"], total["mass"]
-    status = _status(fit, counts, mass, genes, spec)
-    effects = values.get("effects")
+    fit, effects = values["fit"], values.get("effects")
+    absent = absent_genes(values, genes)
+    of_genes = _status(fit, effects, absent.any(axis=0), genes, spec)
     if effects is not None:
         fit = {**fit, "p_value": effects["p_value"][genes], "scatter": effects["dispersion"][genes]}
-        if spec.skip_unaffected:
-            left = genes[~effects["affected"][genes]]
-            status[left[status[left] == "corrected"]] = "no batch effect"
     if spec.impute_missing:
-        sums = {name: values[name] for name in ("strata", "groups") if name in values}
-        missing = missing_genes(genes, **sums)
-        status[genes[missing.any(axis=0)]] = "imputed in a batch"
-        fit = {**fit, "imputed": missing}
-    notes = _notes(status, mass, int(total["empty_cells"]), names, batches)
+        failed = without_donors(absent, values["donors"]["batch"])
+        of_genes[absent.any(axis=0)] = "imputed in a batch"
+        of_genes[failed] = "absent in a batch, not imputed"
+        fit = {**fit, "imputed": absent & ~failed}
+    status = np.full(len(names), "not requested", dtype=object)
+    status[genes] = of_genes
+    status[gene_counts(values).sum(axis=0) == 0] = "no counts"
+    notes = _notes_of_cells(values, batches) + _notes_of_genes(status, names)
     for note in notes:
         warnings.warn(note, StdistWarning, stacklevel=2)
     uns, var = result_keys(spec)
@@ -94,34 +89,62 @@ def _params(spec: CrescendoSpec) -> dict[str, Any]:
 
 def _status(
     fit: dict[str, Any],
-    counts: np.ndarray,
-    mass: np.ndarray,
+    effects: dict[str, Any] | None,
+    absent: np.ndarray,
     genes: np.ndarray,
     spec: CrescendoSpec,
 ) -> np.ndarray:
-    status = np.full(counts.shape[1], "not requested", dtype=object)
-    status[genes] = np.where(fit["converged"], "corrected", "not converged")
-    skipped = "absent in a batch, kept" if spec.skip_absent else "absent in a batch"
-    status[absent_genes(counts, mass) & (status == "corrected")] = skipped
-    status[genes[fit["unsupported"]]] = "rate unsupported, kept"
-    status[counts.sum(axis=0) == 0] = "no counts"
+    """What happened to each requested gene; what is named last here has the last word."""
+    status = np.full(len(genes), "corrected", dtype=object)
+    alike = unaffected(effects, genes, spec)
+    if effects is not None:
+        untestable = effects["p_value"][genes] == 1.0
+        status[alike] = np.where(untestable, "not testable", "no batch effect")[alike]
+    status[absent] = np.where(fit["corrected"], "absent in a batch", "absent in a batch, kept")[
+        absent
+    ]
+    status[~fit["converged"]] = "not converged"
+    status[fit["unsupported"]] = "rate unsupported, kept"
     return status
 
 
-def _notes(
-    status: np.ndarray, mass: np.ndarray, empty_cells: int, names: np.ndarray, batches: list[str]
-) -> list[str]:
+def _notes_of_cells(values: Any, batches: list[str]) -> list[str]:
+    total = values["strata"] if "strata" in values else values["groups"]
+    cells = counted_cells(values)
+    counted = cells.sum(axis=1) > 0
+    shared = (cells > 0).sum(axis=0) > 1
+    alone = counted & ~(cells[:, shared] > 0).any(axis=1)
+
+    def those(found: np.ndarray) -> str:
+        return ", ".join(np.asarray(batches)[found])
+
     notes = []
-    empty = [name for name, n in zip(batches, mass.sum(axis=1), strict=True) if n == 0]
-    if empty:
-        notes.append(f"[batch-empty] no cell in batch {', '.join(empty)}")
-    if empty_cells:
-        notes.append(f"[cells-empty] {empty_cells} cells without counts stay so")
+    if not counted.all():
+        notes.append(f"[batch-empty] no cell in batch {those(~counted)} has counts")
+    if alone.any() and counted.sum() > 1:
+        notes.append(
+            f"[batches-confounded] no cluster of batch {those(alone)} is in another batch: its "
+            "effect cannot be told from that of its clusters"
+        )
+    if total.get("chained", False):
+        notes.append(
+            "[clusters-chained] clusters are linked by chains of correlated pairs, of which not "
+            "all were merged: a lower merge_threshold, or fewer clusters, would be clearer"
+        )
+    if int(total["empty_cells"]):
+        notes.append(f"[cells-empty] {int(total['empty_cells'])} cells without counts stay so")
+    return notes
+
+
+def _notes_of_genes(status: np.ndarray, names: np.ndarray) -> list[str]:
+    notes = []
     for text, code in (
         ("no counts", "genes-empty"),
+        ("not testable", "genes-untestable"),
         ("absent in a batch", "genes-absent"),
         ("absent in a batch, kept", "genes-absent"),
         ("imputed in a batch", "genes-imputed"),
+        ("absent in a batch, not imputed", "genes-not-imputed"),
         ("rate unsupported, kept", "genes-unsupported"),
         ("not converged", "genes-not-converged"),
     ):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from stdist.kernels.cluster_merge import drop_empty_groups, merge_groups
+from stdist.kernels.cluster_merge import connected_groups, drop_empty_groups, merge_groups
 
 Arrays = dict[str, Any]
 SAFETY = 6.0
@@ -26,11 +26,13 @@ def group_clusters(
 
     A stratum of `n` cells keeps all of them if ``n <= min_cells``, else
     ``max(min_cells, ceil(share * n))``, where the share, if it is not given, brings the sample to
-    `fit_cells` (Millard et al. 2025, downsampling).
+    `fit_cells` (Millard et al. 2025, downsampling). `chained` tells that clusters linked by a
+    chain of correlated pairs were not all merged.
     """
     n = int(total["n"])
-    sums = total["mass"].sum(axis=0)
-    labels = drop_empty_groups(merge_groups(n, sums, total["gram"], merge_threshold), sums, n)
+    similarity = n, total["sums"], total["gram"], merge_threshold
+    merged = merge_groups(*similarity)
+    labels = drop_empty_groups(merged, total["sums"], n)
     n_groups = int(labels.max()) + 1
     n_batches = len(total["mass"])
     kept = labels >= 0
@@ -53,6 +55,8 @@ def group_clusters(
         "stratum": stratum,
         "wanted": wanted.ravel(),
         "mass": mass,
+        "cells": cells,
+        "chained": (merged != connected_groups(*similarity)).any(),
         "gene_counts": total["gene_counts"],
         "largest_rate": total["largest_rate"],
         "empty_cells": total["empty_cells"],

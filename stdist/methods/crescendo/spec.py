@@ -225,6 +225,11 @@ class CrescendoSpec:
         return factor if _is_number(factor) and 0 < factor < float("inf") else None
 
     @property
+    def changes_depth(self) -> bool:
+        """Whether counts are corrected to another depth than that of their cell."""
+        return self.target_offset != "observed" and self.source_offset == "observed"
+
+    @property
     def share(self) -> float | None:
         """Share of the cells to fit to; None where their number is given."""
         return self.prop if self.prop is not None else 1.0 if self.fit_cells is None else None

@@ -119,13 +119,14 @@ def sum_strata(
         more |= {
             "squares": sum_by_group(strata, n_strata, squares).reshape(*shape, -1),
             "depth_counts": weighted.reshape(*shape, -1),
-            "depth_squares": np.bincount(strata, depth**2, n_strata).reshape(shape),
         }
+    if effects or dispersion:
+        squared = np.bincount(strata, depth**2, n_strata).reshape(shape)
+        more |= {"depth_squares": squared}
     return {
         **more,
         "counts": sum_by_group(strata, n_strata, counts).reshape(*shape, -1),
         "depth": np.bincount(strata, depth, n_strata).reshape(shape),
-        "cells": np.bincount(strata, minlength=n_strata).reshape(shape),
         "fitted": np.bincount(strata, depth > 0, n_strata).reshape(shape),
         "largest_rate": largest_rate(counts, depth),
         "empty_cells": (depth <= 0).sum(),
@@ -161,7 +162,8 @@ def sum_clusters(
     strata = batch * n_clusters + drawn_labels(rows, weights, seed)
     return {
         "gene_counts": sum_by_group(batch, n_batches, counts),
-        "mass": sum_by_group(batch, n_batches, weights),
+        "mass": sum_by_group(batch, n_batches, weights * cells[:, None]),
+        "sums": weights.sum(axis=0),
         "gram": weights.T @ weights,
         "cells": np.bincount(strata, cells, n_batches * n_clusters).reshape(n_batches, n_clusters),
         "n": np.int64(len(batch)),
