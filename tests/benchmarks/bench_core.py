@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -34,8 +35,8 @@ def resident(process: psutil.Process) -> tuple[int, dict[int, int]]:
 
 
 def run(*arguments: str) -> dict[str, float]:
-    """Run a command of stdist; return seconds and the peak of all its processes together."""
-    started = time.perf_counter()
+    """Run a command of stdist; return seconds, CPU seconds, and the peak of all its processes."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "stdist", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, peak, done = psutil.Process(child.pid), [0, 0], threading.Event()
@@ -56,7 +57,10 @@ def run(*arguments: str) -> dict[str, float]:
     watcher.join()
     if code:
         raise SystemExit(f"{arguments}: exit code {code}")
-    return {"seconds": time.perf_counter() - started, "peak": peak[0], "largest": peak[1]}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "cpu": cpu, "peak": peak[0], "largest": peak[1]}
 
 
 def events(store: Path, program: str) -> tuple[dict, list[dict]]:
