@@ -78,6 +78,16 @@ def test_blocks_change_nothing(stores, simulated):
     assert "factors" in factors
 
 
+def test_on_a_cluster_the_same(stores, client, tmp_path):
+    cells, spots = stores
+    other = tmp_path / "other.zarr"
+    shutil.copytree(cells, other)
+    start(build_siid(str(other), str(spots), **FAST), InProcess(), block_length=1024)
+    stdist.tl.siid(cells, spots=spots, client=client, progress=False, **FAST)
+    for name, values in elements(other).items():
+        np.testing.assert_array_equal(elements(cells)[name], values)
+
+
 def test_a_run_stopped_in_its_passes_is_resumed(stores, tmp_path, monkeypatch):
     cells, spots = stores
     other = tmp_path / "other.zarr"
