@@ -1,8 +1,8 @@
 """stdist: out-of-core, distributed spatial transcriptomics.
 
 Namespaces, loaded when first used: ``pp`` (preprocess), ``tl`` (methods), ``io`` (open, convert),
-``metrics``, ``pl`` (plots); functions ``connect`` (a Dask cluster), ``plan`` and
-``simulate``.
+``metrics``, ``pl`` (plots); functions ``connect`` (a Dask cluster), ``plan``, ``simulate`` and
+``simulate_pair``.
 """
 
 from importlib import import_module
@@ -15,9 +15,21 @@ _FUNCTIONS = {
     "connect": "stdist.cluster",
     "plan": "stdist.methods.planning",
     "simulate": "stdist.methods.simulate",
+    "simulate_pair": "stdist.methods.simulate_pair",
 }
 
-__all__ = ["connect", "graph", "io", "metrics", "pl", "plan", "pp", "simulate", "tl"]
+__all__ = [
+    "connect",
+    "graph",
+    "io",
+    "metrics",
+    "pl",
+    "plan",
+    "pp",
+    "simulate",
+    "simulate_pair",
+    "tl",
+]
 
 
 def __getattr__(name: str) -> Any:

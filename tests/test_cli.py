@@ -173,3 +173,45 @@ def test_measures_write_tables(cohort, tmp_path, capsys):
     code, text = run("measure", "bvr-cvr", cohort, "--batch-key", "batch", capsys=capsys)
     assert code == 2
     assert "label-key" in text.err
+
+
+def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
+    cells, spots = tmp_path / "cells.zarr", tmp_path / "spots.zarr"
+    code, text = run("simulate-pair", cells, spots, "--cells", 1500, "--genes", 30, "--panel", 20,
+                     "--types", 3, "--workers", 1, capsys=capsys)  # fmt: skip
+    assert code == 0
+    assert text.out.split() == [str(cells), str(spots)]
+    what = ["siid", "--cells", cells, "--spots", spots, "--n-factors", 3]
+    few = ["--n-solutions", 2, "--n-restarts", 2, "--passes", 3, "--convergence-passes", 3,
+           "--entropy-passes", 2, "--sample-cells", 1024, "--workers", 1]  # fmt: skip
+    code, text = run("run", *what, *few, capsys=capsys)
+    assert code == 0, text.err
+    assert text.out.strip() == str(cells)
+    assert "report: " in text.err
+    code, text = run("run", "siid_impute", cells, "--genes", "gene_0002,gene_0025",
+                     "--spots", spots, "--workers", 1, capsys=capsys)  # fmt: skip
+    assert code == 0, text.err
+    adata = anndata.read_zarr(cells)
+    assert adata.obsm["imputed"].shape == (1500, 2)
+    assert list(adata.uns["imputed"]["genes"]["scale"]) == ["cells", "spots"]
+    code, text = run("verify", cells, capsys=capsys)
+    assert "0 damaged" in text.out
+
+
+def test_the_first_of_two_stores_by_place_or_by_option(cohort, tmp_path, capsys):
+    more = ["--spots", tmp_path / "none.zarr", "--n-factors", 3]
+    for given in ([cohort], ["--cells", cohort]):  # both are read: the spots are what is missing
+        code, text = run("plan", "siid", *given, *more, "--workers", 1, capsys=capsys)
+        assert code == 2
+        assert "none.zarr" in text.err
+        assert "[store-unknown]" in text.err
+    for given in ([], [cohort, "--cells", cohort]):
+        code, text = run("plan", "siid", *given, *more, capsys=capsys)
+        assert code == 2
+        assert "give the store once: as STORE or with --cells" in text.err
+    assert run("plan", "qc", capsys=capsys)[0] == 2
+    code, text = run("simulate-pair", tmp_path / "a.zarr", cohort, "--cells", 10, "--workers", 1,
+                     capsys=capsys)  # fmt: skip
+    assert code == 2
+    assert "[output-exists]" in text.err
+    assert not (tmp_path / "a.zarr").exists()

@@ -15,7 +15,8 @@ from scipy import sparse
 import stdist
 from stdist.graph import InProcess, run_folders, start
 from stdist.graph.record import RunRecord
-from stdist.report import genes, html, write_report
+from stdist.methods.simulate_pair import simulate_pair
+from stdist.report import genes, html, siid, write_report
 from stdist.report.genes import summarise
 from stdist.store import InputError, RunStopped
 from tests import toy
@@ -218,6 +219,68 @@ def test_rounds_of_a_loop(tmp_path):
     assert "Rounds: " in page.text
 
 
+FIT = {
+    "n_factors": 3,
+    "n_restarts": 2,
+    "n_solutions": 2,
+    "passes": 3,
+    "convergence_passes": 4,
+    "entropy_passes": 2,
+    "sample_cells": 1024,
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Stores of a simulated pair; tests write copies."""
+    folder = tmp_path_factory.mktemp("pair")
+    paths = folder / "cells.zarr", folder / "spots.zarr"
+    simulate_pair(*paths, n_cells=1500, n_genes=30, n_panel=20, n_types=3, progress=False)
+    return paths
+
+
+def test_a_pair_of_slides_has_genes_spots_and_losses(pair, tmp_path, monkeypatch):
+    cells = shutil.copytree(pair[0], tmp_path / "cells.zarr")
+    spots = shutil.copytree(pair[1], tmp_path / "spots.zarr")
+    held_out = ["gene_0003", "gene_0017"]
+    fit = FIT | {"held_out": held_out}
+    run = quietly(stdist.tl.siid, cells, spots=spots, progress=False, **fit)
+    page = Page(write_report(run))
+    own = ["Imputed genes", "Types in the spots", "Losses"]
+    assert [name for name in page.headings if name != "Warnings"][:3] == own
+    assert page.images == 4
+    assert re.search("imputed maps of (gene_0003, gene_0017|gene_0017, gene_0003)", page.source)
+    adata = stdist.io.open(cells)
+    imputed = stdist.tl.imputed_layer(adata, genes=held_out).compute()
+    counts = np.asarray(adata[:, held_out].X)
+    r2 = [np.corrcoef(imputed[:, n], counts[:, n])[0, 1] ** 2 for n in range(2)]
+    total = adata.X.compute()[:, ~adata.var_names.isin(held_out)].sum(axis=1)
+    alone = [np.corrcoef(total, counts[:, n])[0, 1] ** 2 for n in range(2)]
+    for found in (*r2, *alone, np.mean(r2), np.mean(alone)):
+        assert html.number(found) in page.text
+    factors = adata.uns["siid"]["factors"]
+    assert html.number(factors["loss"][1, -1].sum() - factors["loss"][1, -1, 1]) in page.text
+    assert html.number(np.nanmean(factors["spot_proportion_hard"][:, 2])) in page.text
+    page = Page(write_report(run, genes=["gene_0029"]))
+    assert "imputed maps of gene_0029" in page.source
+    shutil.rmtree(spots)
+    page = Page(write_report(run))
+    assert "No maps: the spots are no longer at" in page.text
+    assert page.images == 3
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert Page(write_report(run)).images == 0
+
+
+def test_a_fit_without_types_or_held_out_genes_says_what_its_scores_mean(pair, tmp_path):
+    cells = shutil.copytree(pair[0], tmp_path / "cells.zarr")
+    fit = FIT | {"deconvolve": False}
+    run = quietly(stdist.tl.siid, cells, spots=pair[1], progress=False, **fit)
+    page = Page(write_report(run))
+    assert "Types in the spots" not in page.headings
+    assert "siid_holdout" in page.text
+    assert page.images == 3
+
+
 def test_an_unfinished_run_says_why_and_how_to_resume(store, tmp_path):
     folder = tmp_path / "script"
     folder.mkdir()
@@ -238,3 +301,4 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_examples():
     assert doctest.testmod(html).failed == 0
     assert doctest.testmod(genes).failed == 0
+    assert doctest.testmod(siid).failed == 0

@@ -139,6 +139,58 @@ def simulate(
     _done(output)
 
 
+@cli.command(
+    "simulate-pair",
+    epilog="Example: stdist simulate-pair xenium.zarr visium.zarr --cells 100000 --panel 200",
+)
+@click.argument("cells_output", metavar="CELLS", type=STORE)
+@click.argument("spots_output", metavar="SPOTS", type=STORE)
+@click.option("--cells", "n_cells", type=int, required=True, help="Number of cells.")
+@click.option("--genes", type=int, default=300, show_default=True, help="Genes of the spots.")
+@click.option("--panel", type=int, help="How many of them cells have; default: all.")
+@click.option("--types", type=int, default=8, show_default=True, help="Number of cell types.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pair.")
+@cluster_options
+@block_option
+def simulate_pair(
+    cells_output: Path,
+    spots_output: Path,
+    n_cells: int,
+    genes: int,
+    panel: int | None,
+    types: int,
+    seed: int,
+    client: str | None,
+    workers: int | None,
+    memory: str | None,
+    block_length: int | None,
+) -> None:
+    """Simulate single cells with a panel of genes, and spots with all of them above the cells.
+
+    \b
+    Cells are of the type of their square of a checkerboard; counts are Poisson,
+    in spots those of the captured cells times a platform factor of the gene.
+    The truth is in both stores; the equations are in
+    stdist.kernels.pair_simulation.
+    """
+    from stdist.methods.simulate_pair import simulate_pair as run_simulation
+
+    with executor(client, workers, memory) as where:
+        run_simulation(
+            cells_output,
+            spots_output,
+            n_cells=n_cells,
+            n_genes=genes,
+            n_panel=panel,
+            n_types=types,
+            rng=seed,
+            client=where.client,
+            block_length=block_length,
+        )
+    _done(cells_output)
+    _done(spots_output)
+
+
 @cli.command("filter", epilog="Example: stdist filter cohort.zarr filtered.zarr --min-counts 50")
 @click.argument("store", type=STORE)
 @click.argument("output", type=STORE)
@@ -261,7 +313,6 @@ def _add_methods() -> None:
         if entry.kind == "store":
             continue
         common = [
-            click.Argument(["store"], type=STORE),
             click.Option(["--params"], type=click.Path(exists=True), help="TOML file of options."),
         ]
         for group, action, extra in (
@@ -295,18 +346,39 @@ class _LazyCommand(click.Command):
 
     def __init__(self, name: str, entry: Any, params: list, action: Any, verb: str) -> None:
         overwrite = click.Option(["--overwrite"], is_flag=True, help="Replace existing outputs.")
+        first = click.Argument(["store"], type=STORE, required=not entry.store_option)
         super().__init__(
             name,
-            params=[*params, overwrite],
-            callback=lambda store, **options: action(name, store, options),
+            params=[first, *params, overwrite],
+            callback=lambda **options: action(name, self._store(options), options),
             help=f"{entry.summary[0].upper()}{entry.summary[1:]}.",
-            epilog=f"Example: stdist {verb} {name} cohort.zarr {entry.example}",
+            epilog=f"Example: stdist {verb} {name} {self._example(entry)} {entry.example}",
         )
         self.entry, self.complete = entry, False
+        if entry.store_option:
+            named = click.Option([f"--{entry.store_option}"], type=STORE, help="The same as STORE.")
+            self.params.insert(1, named)
+
+    @staticmethod
+    def _example(entry: Any) -> str:
+        option = entry.store_option
+        return f"--{option} xenium.zarr" if option else "cohort.zarr"
+
+    def _store(self, options: dict[str, Any]) -> Path:
+        """Return the store that is worked on, given by its place or by its option."""
+        given, name = [options.pop("store")], self.entry.store_option
+        given += [options.pop(name)] if name else []
+        chosen = [path for path in given if path is not None]
+        if len(chosen) != 1:
+            message = f"give the store once: as STORE or with --{name}"
+            raise click.UsageError(message)
+        path: Path = chosen[0]
+        return path
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.complete:
-            self.params[1:1] = method_options(_public(self.entry.function))
+            at = 2 if self.entry.store_option else 1
+            self.params[at:at] = method_options(_public(self.entry.function))
             self.complete = True
         return super().get_params(ctx)
 

@@ -217,7 +217,7 @@ def merge_unique(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         values = [part[key] for part in parts if key in part]
-        if all(isinstance(value, Mapping) for value in values):
+        if all(isinstance(v, Mapping) and not hasattr(v, "data_vars") for v in values):
             merged[key] = merge_unique(values)
         elif all(_equal(value, values[0]) for value in values[1:]):
             merged[key] = values[0]

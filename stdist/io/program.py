@@ -121,7 +121,7 @@ def small_parts(table: Table, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _encodable(value: Any, key: str, notes: list[str]) -> Any:
     """Return what of a value can be written in AnnData's encoding."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not hasattr(value, "data_vars"):  # a Dataset is one too
         items = {
             str(name): _encodable(item, f"{key}/{name}", notes) for name, item in value.items()
         }

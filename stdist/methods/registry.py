@@ -13,13 +13,17 @@ from stdist.store import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """A program: where it is built, its public function, its kind, what it does, an example."""
+    """A program: where it is built, its public function, its kind, what it does, an example.
+
+    Where a program takes several data sets, `store_option` names the first on the command line.
+    """
 
     builder: str
     function: str
     kind: str
     summary: str
     example: str = ""
+    store_option: str = ""
 
     def build(self, parameters: Mapping[str, Any]) -> Program:
         """Build the program from its recorded parameters."""
@@ -40,6 +44,12 @@ PROGRAMS = {
         "stdist.simulate",
         "store",
         "MERSCOPE-like cohort with known batch effects, any size",
+    ),
+    "simulate-pair": Entry(
+        "stdist.methods.simulate_pair:simulate_pair_program",
+        "stdist.simulate_pair",
+        "store",
+        "cells and spots of one tissue with known truth, any size",
     ),
     "qc": Entry(
         "stdist.preprocess.qc:qc_program",
@@ -106,6 +116,15 @@ PROGRAMS = {
         "method",
         "genes of spots imputed in cells, and types of spots (SIID 2025)",
         "--spots visium.zarr --n-factors 15",
+        "cells",
+    ),
+    "siid_impute": Entry(
+        "stdist.methods.siid.impute:build_siid_impute",
+        "stdist.tl.siid_impute",
+        "method",
+        "imputed means of genes, also outside the panel, from the factors of siid",
+        "--genes CD4,CD8A --spots visium.zarr",
+        "cells",
     ),
 }
 

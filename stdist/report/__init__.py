@@ -19,6 +19,7 @@ from stdist.plots.style import require_matplotlib
 from stdist.report import html, sections
 from stdist.report.genes import telling_genes, uneven_genes
 from stdist.report.run import RunFacts
+from stdist.report.siid import siid_sections
 from stdist.store import InputError
 from stdist.store.manifest import write_atomically
 
@@ -90,6 +91,7 @@ def write_report(
         table = _measures(facts, batch, labels, client)
         drawn = _drawn_genes(facts, genes, batch, table, client) if pictures else []
         maps = _maps(facts, drawn, batch, labels, spatial_key, client)
+        own = siid_sections(facts, genes, pictures, client)
     if table is not None:
         text = table.to_csv(index_label="gene").encode()
         write_atomically(output.with_name("metrics.csv"), text)
@@ -102,6 +104,7 @@ def write_report(
             else sections.quality(table, str(labels), pictures),
         ),
         ("Genes before and after" if len(facts.layers) == 2 else "Genes", maps),
+        *own,
         ("Convergence", _convergence(facts, pictures)),
         ("Plan and measurement", sections.stages(facts, pictures)),
         ("Parameters", sections.parameters(facts)),

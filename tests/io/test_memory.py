@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import anndata
 import numpy as np
 import pytest
 
@@ -26,3 +27,14 @@ def test_a_million_cells_convert_within_a_gigabyte(kind, tmp_path):
     assert store.n_obs == 1_000_000
     assert store.element("X").dtype == np.uint16
     assert stdist.io.store_of(stdist.io.open(store.path)) == store.path
+
+
+def test_a_dataset_in_uns_is_kept(tmp_path):
+    import xarray as xr
+
+    adata = anndata.AnnData(np.ones((3, 2), np.float32))
+    table = xr.Dataset({"loss": ("pass", [3.0, 2.0])}, {"pass": [0, 1]})
+    adata.uns["fit"] = {"factors": table}
+    stdist.io.write(adata, tmp_path / "a.zarr")
+    found = xr.open_zarr(tmp_path / "a.zarr" / "uns" / "fit" / "factors", consolidated=False)
+    np.testing.assert_array_equal(found["loss"], table["loss"])

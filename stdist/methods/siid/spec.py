@@ -36,10 +36,10 @@ class SiidSpec:
     max_distance: float = MAX_DISTANCE
     held_out: Sequence[str] | None = None
     deconvolve: bool = True
-    n_solutions: int = 3
+    n_solutions: int = 6
     n_restarts: int = 8
     sample_cells: int = 10_000
-    passes: int = 40
+    passes: int = 20
     convergence_passes: int = 500
     entropy: float = 11.0
     entropy_passes: int = 100

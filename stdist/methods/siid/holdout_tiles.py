@@ -1,0 +1,121 @@
+"""Scores of held-out genes, tile by tile: imputed means and controls against the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from stdist.kernels.imputation_baselines import (
+    baseline_means,
+    nearest_in_expression,
+    nearest_in_space,
+)
+from stdist.kernels.imputation_scores import merge_score_sums, score_sums
+from stdist.kernels.moments import dense_rows, row_sums
+from stdist.methods.siid.fit import current_rows
+from stdist.methods.siid.pair import read_counts
+from stdist.methods.siid.places import place_cells
+from stdist.methods.siid.sample import packed, tile_of, unpacked
+from stdist.store import TILE_ROWS
+
+Arrays = dict[str, Any]
+STREAMED = ("A", "B", "total")
+"""Baselines of a cell and its own spot."""
+NEIGHBORS = ("C_expression", "C_space", "D_expression", "D_space")
+"""Baselines of neighbouring cells."""
+QUERIES = 1024
+"""Cells whose neighbours one task finds."""
+
+
+def place_cells_and_answers(
+    rows: tuple[int, int], *, held: np.ndarray, counts: Any, spatial: np.ndarray, **arguments: Any
+) -> Arrays:
+    """Send each cell to its nearest spot, with its counts of the held-out genes."""
+    placed = place_cells(rows, counts=counts, spatial=spatial, **arguments)
+    answers = read_counts(counts, rows, held)
+    return placed | {"answers": answers, "xy": np.asarray(spatial, np.float64)}
+
+
+def score_tile(
+    rows: tuple[int, int],
+    *,
+    answers: Any,
+    n_panel: int,
+    solutions: tuple[str, ...],
+    controls: bool,
+    **arguments: Any,
+) -> Arrays:
+    """Score the mean of the solutions, each of them, and the streamed baselines if wanted."""
+    tables = [(arguments.pop(f"{name}_rows"), arguments.pop(name)) for name in solutions]
+    cells, above, spot = tile_of(**arguments)
+    n_cells = len(spot)
+    single = [_imputed(table[:n_cells], fit, n_panel) for table, fit in tables]
+    estimates = [np.mean(single, axis=0), *single]
+    if controls:
+        totals = row_sums(cells), row_sums(above[:, :n_panel])
+        found = baseline_means((0, n_cells), above[:, n_panel:], spot, *totals, {})
+        estimates += [found[name] for name in STREAMED]
+    return scored(dense_rows(answers[:n_cells]), estimates)
+
+
+def _imputed(table: np.ndarray, fit: Mapping[str, Any], n_panel: int) -> np.ndarray:
+    """Means of the held-out genes in the cells of one solution."""
+    p, n = current_rows(table, fit)
+    means: np.ndarray = (n[:, None] * p) @ np.asarray(fit["Q"])[:, n_panel:]
+    return means
+
+
+def scored(counts: np.ndarray, estimates: Sequence[np.ndarray]) -> Arrays:
+    """Statistics of several estimates, one after the other along the genes."""
+    if not len(counts):
+        width = len(estimates) * counts.shape[1]
+        sizes = {"mean": 2, "products": 3, "maximum": 2, "divergence": 2}
+        return {"n": np.float64(0), **{k: np.zeros((n, width)) for k, n in sizes.items()}}
+    parts = [score_sums(counts, estimate) for estimate in estimates]
+    joined = {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0] if k != "n"}
+    return {"n": parts[0]["n"], **joined}
+
+
+def merged(left: Mapping[str, Any], right: Mapping[str, Any]) -> Arrays:
+    """Statistics of two neighbours together; tiles of spots alone have none."""
+    if not left["n"] or not right["n"]:
+        return dict(left if left["n"] else right)
+    return merge_score_sums(left, right)
+
+
+def merge_all(parts: list[Arrays]) -> Arrays:
+    """Statistics of all tasks together."""
+    return reduce(merged, parts)
+
+
+def sample_answers(
+    rows: tuple[int, int], *, answers: Any, xy: np.ndarray, origin: np.ndarray, every: int
+) -> Arrays:
+    """What `stdist.methods.siid.sample.sample_tile` does not take of the same cells."""
+    n_cells = 0 if rows[0] // TILE_ROWS % every else int((origin > 0).sum())
+    return {"xy": xy[:n_cells], **packed("answers", answers[:n_cells])}
+
+
+def score_neighbors(
+    item: int, *, sample: Arrays, sample_answers: Arrays, n_panel: int, n_neighbors: int
+) -> Arrays:
+    """Score the baselines of neighbouring cells for some cells of the sample."""
+    order = np.argsort(sample["origin"])
+    rows = item * QUERIES, min(len(order), (item + 1) * QUERIES)
+    n_genes = len(sample["profile"])
+    answers = unpacked("answers", sample_answers, n_genes - n_panel)[order]
+    if rows[0] >= rows[1]:
+        return scored(np.empty((0, n_genes - n_panel)), [np.empty(0)] * len(NEIGHBORS))
+    cells, xy = unpacked("cells", sample, n_panel)[order], sample_answers["xy"][order]
+    above = unpacked("spots", sample, n_genes)
+    chosen = slice(*rows)
+    near = {
+        "expression": nearest_in_expression(cells[chosen], cells, n_neighbors),
+        "space": nearest_in_space(xy[chosen], xy, n_neighbors),
+    }
+    totals = row_sums(cells), row_sums(above[:, :n_panel])
+    found = baseline_means(rows, above[:, n_panel:], sample["spot"][order], *totals, near)
+    return scored(dense_rows(answers[chosen]), [found[name] for name in NEIGHBORS])

@@ -1,0 +1,193 @@
+"""Scores of held-out genes: the recorded baselines, the same for any blocks, honest controls."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stdist
+from stdist.kernels.pair_simulation import pair_model
+from stdist.methods.crescendo import StdistWarning
+from stdist.store import InputError
+
+FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "passes": 3, "sample_cells": 1024}
+
+
+def slides(counts, places, genes):
+    adata = anndata.AnnData(counts)
+    adata.var_names = genes
+    adata.obsm["spatial"] = np.asarray(places, np.float64)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """About 3000 cells in shuffled rows, 40 genes, spots of 100 um."""
+    model = pair_model(n_cells=3000, n_genes=40, n_panel=40, n_types=4, mean_total=60.0, seed=1)
+    cells, spots = model.cells(0, model.n_cells), model.spots(0, model.n_spots)
+    genes = [f"g{i:02d}" for i in range(40)]
+    order = np.random.default_rng(0).permutation(model.n_cells)
+    mine = slides(cells.counts[order], cells.spatial[order], genes)
+    return mine, slides(spots.counts, spots.spatial, genes)
+
+
+def quietly(*arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)
+        return stdist.tl.siid_holdout(*arguments, **options)
+
+
+def recorded_pair(shared, name):
+    data = np.load(shared / f"fixtures/siid/dataset_{name}.npz")
+    genes = [f"g{i:02d}" for i in range(data["A_X"].shape[1])]
+    mine = slides(sparse.csr_matrix(data["A_X"]), data["cell_xy_um"], genes)
+    above = slides(sparse.csr_matrix(data["A_V"]), data["spot_xy_um"], genes)
+    return mine, above, dict(zip(genes, data["fold_of_gene"], strict=True))
+
+
+def test_baselines_are_those_recorded(shared):
+    file = shared / "fixtures/siid/dataset_tiny_reference_metrics.json"
+    recorded = json.loads(file.read_text())["baselines"]
+    mine, above, fold_of_gene = recorded_pair(shared, "tiny")
+    found = quietly(mine, spots=above, fold_of_gene=fold_of_gene, folds=[0, 3], **FAST)
+    means = found.scores.groupby(["fold", "method"])["r2"].mean()
+    for fold in (0, 3):
+        for name, r2 in recorded[str(fold)].items():
+            method = name.replace("_ex", "_expression").replace("_sp", "_space")
+            assert means[fold, method] == pytest.approx(r2, abs=1e-8), (fold, name)
+
+
+def test_scores_are_those_of_the_imputed_matrix(simulated):
+    mine, above = simulated
+    found = quietly(mine, spots=above, n_folds=5, folds=[3], controls=False, **FAST)
+    genes = list(found.scores["gene"])
+    assert len(genes) == 8
+
+    fitted = mine.copy()
+    stdist.tl.siid(fitted, spots=above, held_out=genes, deconvolve=False, **FAST)
+    factors = fitted.uns["siid"]["factors"]
+    profile = factors["profile"].sel(gene=genes).values.reshape(-1, len(genes))
+    counts = mine[:, genes].X.toarray().astype(float)
+    means = fitted.obsm["siid"] @ profile
+    n = len(means)
+    pearson = np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(counts.T, means.T, strict=True)])
+    z = [(x - x.mean(axis=0)) / x.std(axis=0) for x in (counts, means)]
+    p, q = ((x + 1e-10) / (x + 1e-10).sum(axis=0) for x in (counts, means))
+    x, y = counts / counts.max(axis=0), means / means.max(axis=0)
+    mx, my, covariance = x.mean(0), y.mean(0), ((x - x.mean(0)) * (y - y.mean(0))).sum(0) / (n - 1)
+    direct = {
+        "r2": pearson**2,
+        "pearson": pearson,
+        "rmse": np.sqrt(((z[0] - z[1]) ** 2).mean(axis=0)),
+        "symmetrised_kl": 0.5 * ((p - q) * np.log(p / q)).sum(axis=0),
+        "ssim": (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4)
+        * (2 * covariance + 9e-4) / (x.var(axis=0) + y.var(axis=0) + 9e-4),
+    }  # fmt: skip
+    for name, expected in direct.items():
+        np.testing.assert_allclose(found.scores[name], expected, rtol=1e-5, err_msg=name)
+    assert found.summary.loc["siid", "r2"] == pytest.approx(direct["r2"].mean(), rel=1e-5)
+
+
+def test_a_store_gives_the_same_for_any_blocks_and_is_left_alone(simulated, tmp_path, client):
+    mine, above = simulated
+    chosen = {**FAST, "n_folds": 4, "folds": [2], "passes": 1}
+    expected = quietly(mine, spots=above, **chosen)
+    paths = tmp_path / "cells.zarr", tmp_path / "spots.zarr"
+    for adata, path in zip(simulated, paths, strict=True):
+        stdist.io.write(adata, path)
+    before = sorted(tmp_path.rglob("*"))
+    for options in ({"block_length": 4096}, {"block_length": 1024, "client": client}):
+        found = quietly(paths[0], spots=paths[1], progress=False, **chosen, **options)
+        pd.testing.assert_frame_equal(found.scores, expected.scores, check_exact=True)
+        pd.testing.assert_frame_equal(found.summary, expected.summary, check_exact=True)
+        assert found.notes == expected.notes
+    wrong = above.copy()
+    wrong.X = wrong.X.astype(np.float32)
+    wrong.X.data[5] = 0.5
+    with pytest.raises(InputError, match="counts-fractional"):
+        quietly(paths[0], spots=wrong, progress=False, **chosen)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_positions_contribute_to_the_simulation(simulated):
+    """Little, because every cell has a size of its own among the counts of its spot."""
+    mine, above = simulated
+    found = quietly(
+        mine, spots=above, n_folds=4, folds=[0], n_factors=4, n_restarts=4, n_solutions=3, passes=15
+    )
+    permuted = found.summary.loc["permuted"]
+    assert permuted["advantage"] > 0.005
+    assert permuted["beaten"]
+    assert permuted["r2"] > 2 * found.summary.loc["A", "r2"]
+
+
+def test_folds_are_drawn_once_and_for_all(simulated):
+    mine, above = (adata[:, :8].copy() for adata in simulated)
+    options = {**FAST, "n_folds": 3, "controls": False, "passes": 1}
+    found, again, other = (
+        quietly(mine, spots=above, rng=rng, **options).scores.set_index("gene")["fold"]
+        for rng in (0, 0, 1)
+    )
+    assert found.equals(again)
+    assert not found.sort_index().equals(other.sort_index())
+    assert sorted(found.index) == list(mine.var_names)
+    assert sorted(found.value_counts()) == [2, 3, 3]
+    given = {"g01": 7, "g05": 4, "g02": 7}
+    scores = quietly(mine, spots=above, fold_of_gene=given, **options).scores
+    assert list(zip(scores["fold"], scores["gene"], strict=True)) == [
+        (4, "g05"), (7, "g01"), (7, "g02"),
+    ]  # fmt: skip
+
+
+def test_a_control_that_is_as_good_is_told(shared):
+    """Of 33 marker genes in osmFISH the counts of the spot tell more than the type of the cell."""
+    mine, above, fold_of_gene = recorded_pair(shared, "osmfish_pseudovisium")
+    with pytest.warns(StdistWarning) as caught:
+        found = stdist.tl.siid_holdout(
+            mine, spots=above, fold_of_gene=fold_of_gene, folds=[0], **FAST
+        )
+    text = [str(warning.message) for warning in caught]
+    assert set(found.notes) <= set(text)
+    assert any(note.startswith("[control-wins]") and "B 0.346" in note for note in text)
+    assert any(note.startswith("[baselines-sampled]") for note in text)
+    summary = found.summary
+    assert summary.loc["B", "r2"] == pytest.approx(0.346, abs=5e-4)  # recorded
+    assert not summary.loc["B", "beaten"]
+    beaten = summary["advantage"] > summary.loc["siid", "seed_range"]
+    assert (summary["beaten"] == beaten).drop("siid").all()
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("parameter-range", {"n_folds": 1}),
+        ("parameter-range", {"n_folds": 41}),
+        ("parameter-range", {"folds": [10]}),
+        ("parameter-range", {"folds": []}),
+        ("parameter-range", {"n_neighbors": 0}),
+        ("gene-absent", {"fold_of_gene": {"g00": 0, "nothing": 1}}),
+    ],
+)
+def test_folds_that_are_none_are_refused(simulated, code, options):
+    mine, above = simulated
+    with pytest.raises(InputError) as caught:
+        stdist.tl.siid_holdout(mine, spots=above, **FAST, **options)
+    assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_scores_of_the_recorded_simulation(shared):
+    mine, above, fold_of_gene = recorded_pair(shared, "sim_h8")
+    found = quietly(mine, spots=above, fold_of_gene=fold_of_gene, folds=range(4), n_factors=8)
+    assert found.summary.loc["siid", "r2"] >= 0.495  # the reference, one run each: 0.482
+    assert found.summary["beaten"].drop(["siid", "permuted"]).all()
+    recorded = json.loads((shared / "fixtures/siid/holdout_sim_h8_and_osm.json").read_text())
+    for fold in range(4):
+        mean = found.scores.query("fold == @fold and method == 'D_expression'")["r2"].mean()
+        assert mean == pytest.approx(np.mean(recorded["sim_base"][fold]["D_ex"]), abs=2e-8)
