@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,13 @@ from stdist.store import InputError
 
 
 def children():
-    """Processes that this one started, but for the helper of multiprocessing."""
-    found = psutil.Process().children(recursive=True)
-    return {one.pid for one in found if "resource_tracker" not in " ".join(one.cmdline())}
+    """Processes that this one started and that run, but for the helper of multiprocessing."""
+    found = set()
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is one too
+            if "resource_tracker" not in " ".join(one.cmdline()):
+                found.add(one.pid)
+    return found
 
 
 def runs(pid):
