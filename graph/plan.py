@@ -17,7 +17,7 @@ DEFAULT_BLOCK = 65536
 MINIMUM_BLOCK = 16384
 MEMORY_SHARE = 0.8
 """Share of a worker's limit that a plan may use; Dask pauses a worker at 0.8 of its limit."""
-LOADED_LATER = 192 * 2**20
+LOADED_LATER = 160 * 2**20
 """Bytes that a fresh worker still adds: compiled kernels, codecs, zarr, buffers of a write."""
 READ_SPEED, WRITE_SPEED = 5e8, 3e8
 """Decoded bytes per second and core (specs/platform.md section 4), for the guess of time only."""

@@ -560,7 +560,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _show_warning(message: Any, category: type[Warning], *_: Any) -> None:
-    from stdist.methods.crescendo.program import StdistWarning
+    from stdist.store import StdistWarning
 
     if issubclass(category, StdistWarning):
         click.echo(f"note: {message}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import false_discovery_control
 
 BEST_POWERED = 0.25  # share of the genes that the share without effect is estimated from
 LEAST_GENES = 50
@@ -70,6 +69,8 @@ def affected_genes(
     tested = np.flatnonzero(np.isfinite(p_values))
     if not len(tested):
         return found
+    from scipy.stats import false_discovery_control  # 25 MiB that no worker needs
+
     adjusted = false_discovery_control(p_values[tested])
     if adjusted.min() > level:
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,29 @@ from stdist.store import InputError
 
 SUM_TOLERANCE = 1e-3
 """Soft clusters are float32 or float16 in practice; their rows sum to one within this."""
+
+
+def wrong_parameter(method: str, name: str, value: Any, remedy: str) -> InputError:
+    """Error of a parameter that is out of its range."""
+    return InputError(
+        "parameter-range", f"{name} is {value!r}", place=method, remedy=f"give {remedy}"
+    )
+
+
+def check_number(
+    method: str, name: str, value: Any, kind: type, bounds: tuple[float, float]
+) -> None:
+    """Refuse what is no number of a kind (`numbers.Real`, `numbers.Integral`) within bounds.
+
+    Raises
+    ------
+    InputError
+        With code parameter-range.
+    """
+    low, high = bounds
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        whole = "a whole number" if kind is Integral else "a number"
+        raise wrong_parameter(method, name, value, f"{whole} between {low:g} and {high:g}")
 
 
 def check_counts(counts: Any, rows: tuple[int, int]) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 
 from stdist.graph import Map, Program
 from stdist.kernels.harmony_settings import Strata
-from stdist.methods.crescendo import StdistWarning
 from stdist.methods.data import Data, StoreData
 from stdist.preprocess.bound import TileWorkspace, is_csr, recorded
 from stdist.preprocess.harmony_blocks import sequential_stages
 from stdist.preprocess.harmony_rounds import Stages, check_finite
 from stdist.preprocess.harmony_spec import HarmonySpec
 from stdist.preprocess.harmony_strata import read_strata
-from stdist.store import InputError, Output, Source
+from stdist.store import InputError, Output, Source, StdistWarning
 
 
 def build_harmony(data: str, **parameters: Any) -> Program:

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from stdist.kernels.harmony_settings import FLAVOURS, Settings, Strata, make_settings
+from stdist.methods.checks import check_number, wrong_parameter
 from stdist.store import InputError
 
 CELLS_PER_CLUSTER, MOST_CLUSTERS = 30, 100
@@ -59,41 +60,31 @@ class HarmonySpec:
             ("epsilon_harmony", -1, 1),
             ("damping", 0, 0.999),
         ):
-            self._check(name, getattr(self, name), Real, low, high)
+            if getattr(self, name) is not None:
+                check_number("harmony", name, getattr(self, name), Real, (low, high))
         for name, low, high in (
             ("n_clusters", 1, 2**15),
             ("max_iterations", 1, 1000),
             ("inner_rounds", 1, 100),
             ("rng", 0, 2**32 - 1),
         ):
-            self._check(name, getattr(self, name), Integral, low, high)
+            if getattr(self, name) is not None:
+                check_number("harmony", name, getattr(self, name), Integral, (low, high))
         if not self.keys or len(set(self.keys)) < len(self.keys):
             raise self._wrong("batch_key", "one or more different columns of obs")
         if len(self.thetas) != len(self.keys):
             raise self._wrong("theta", "one number, or one for each batch variable")
         for theta in self.thetas:
-            self._check("theta", theta, Real, 0, 1e6)
+            check_number("harmony", "theta", theta, Real, (0, 1e6))
         if self.lambs is not None and len(self.lambs) != len(self.keys):
             raise self._wrong("lamb", "one number, or one for each batch variable")
         for lamb in self.lambs or ():
-            self._check("lamb", lamb, Real, 1e-12, 1e12)
+            check_number("harmony", "lamb", lamb, Real, (1e-12, 1e12))
         if self.keep_clusters == self.key_added:
             raise self._wrong("keep_clusters", "a key of its own")
 
-    def _check(self, name: str, value: Any, kind: type, low: float, high: float) -> None:
-        if value is None:
-            return
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
-            whole = "a whole number" if kind is Integral else "a number"
-            raise self._wrong(name, f"{whole} between {low:g} and {high:g}")
-
     def _wrong(self, name: str, remedy: str) -> InputError:
-        return InputError(
-            "parameter-range",
-            f"{name} is {getattr(self, name)!r}",
-            place="harmony",
-            remedy=f"give {remedy}",
-        )
+        return wrong_parameter("harmony", name, getattr(self, name), remedy)
 
     @property
     def keys(self) -> list[str]:

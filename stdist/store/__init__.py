@@ -14,6 +14,7 @@ from stdist.store.errors import (
     PlanRefused,
     RunStopped,
     StdistError,
+    StdistWarning,
 )
 from stdist.store.layout import TILE_ROWS, floor_block_length
 from stdist.store.staging import Output, Staging
@@ -33,6 +34,7 @@ __all__ = [
     "Source",
     "Staging",
     "StdistError",
+    "StdistWarning",
     "Store",
     "floor_block_length",
     "open_element",

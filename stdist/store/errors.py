@@ -40,6 +40,10 @@ def _rebuild(cls: type, code: str, thing: str, place: str, remedy: str) -> Stdis
     return cls(code, thing, place=place, remedy=remedy)
 
 
+class StdistWarning(UserWarning):
+    """Something in the data that stdist passed through and the user should know."""
+
+
 class InputError(StdistError):
     """The data or the request is wrong; nothing was written (exit code 2)."""
 

@@ -23,7 +23,7 @@ from scipy import sparse
 
 import stdist
 from stdist.kernels.imputation_scores import matched_js
-from stdist.methods.crescendo import StdistWarning
+from stdist.store import StdistWarning
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 FIXTURES = SHARED / "fixtures/siid"

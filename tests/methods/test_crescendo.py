@@ -12,10 +12,10 @@ import pytest
 from scipy import sparse
 
 import stdist
-from stdist.methods.crescendo import StdistWarning, crescendo
+from stdist.methods.crescendo import crescendo
 from stdist.methods.crescendo.sample import group_clusters, trim_sample
 from stdist.methods.crescendo.tiles import Keys, drawn_labels, sample_cells, sum_clusters
-from stdist.store import InputError, Store
+from stdist.store import InputError, StdistWarning, Store
 
 N_CELLS, N_GENES, N_TYPES = 5000, 40, 3
 

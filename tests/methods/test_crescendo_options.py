@@ -18,10 +18,10 @@ from stdist.kernels.poisson_match import match_labels, rates
 from stdist.kernels.poisson_match_reference import reference_bounds
 from stdist.kernels.poisson_means import soft_means
 from stdist.kernels.poisson_ridge import RidgeFit
-from stdist.methods.crescendo import CrescendoSpec, StdistWarning, crescendo
+from stdist.methods.crescendo import CrescendoSpec, crescendo
 from stdist.methods.crescendo.marginal import target_coefficients
 from stdist.methods.crescendo.sample import group_clusters
-from stdist.store import InputError, Store
+from stdist.store import InputError, StdistWarning, Store
 
 N, G, K = 3000, 12, 3
 

@@ -9,9 +9,9 @@ from scipy import sparse
 
 from stdist import tl
 from stdist.kernels.keyed_random import stream_key
-from stdist.methods.crescendo import StdistWarning, match
+from stdist.methods.crescendo import match
 from stdist.methods.crescendo.match import Rule, match_block
-from stdist.store import InputError
+from stdist.store import InputError, StdistWarning
 
 N_CELLS, N_GENES, N_TYPES, N_AFFECTED = 4000, 60, 3, 12
 FORMS = pytest.mark.parametrize("clusters", ["type", "soft"])

@@ -13,8 +13,7 @@ from scipy import sparse
 
 import stdist
 from stdist.kernels.pair_simulation import pair_model
-from stdist.methods.crescendo import StdistWarning
-from stdist.store import InputError
+from stdist.store import InputError, StdistWarning
 
 FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "passes": 3, "sample_cells": 1024}
 

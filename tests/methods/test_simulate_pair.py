@@ -23,7 +23,10 @@ def test_the_stores_hold_what_the_kernel_draws(tmp_path, length):
     cells, spots = (Store(path) for path in paths)
     assert (cells.n_obs, cells.n_vars, spots.n_vars) == (5000, 7, 12)
     drawn, above = model.cells(0, 5000), model.spots(0, model.n_spots)
-    read = lambda store, key: store.element(key).read(0, store.n_obs)  # noqa: E731
+
+    def read(store, key):
+        return store.element(key).read(0, store.n_obs)
+
     np.testing.assert_array_equal(read(cells, "X"), drawn.counts.toarray())
     np.testing.assert_array_equal(read(cells, "obsm/spatial"), drawn.spatial)
     np.testing.assert_array_equal(read(cells, "obs/true_spot"), drawn.spot)

@@ -13,9 +13,8 @@ from scipy import sparse
 import stdist
 from stdist.graph import InProcess, make_plan, resume
 from stdist.graph.executors import Resources
-from stdist.methods.crescendo import StdistWarning
 from stdist.methods.registry import build
-from stdist.store import InputError, PlanRefused, RunStopped, Store
+from stdist.store import InputError, PlanRefused, RunStopped, StdistWarning, Store
 
 KEY = "X_pca_harmony"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from stdist.graph import Program
-from stdist.methods.crescendo.program import StdistWarning, crescendo_program
+from stdist.methods.crescendo.program import crescendo_program
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.data import StoreData, open_data
 from stdist.methods.run import run_program
 
-__all__ = ["CrescendoSpec", "StdistWarning", "build_crescendo", "crescendo"]
+__all__ = ["CrescendoSpec", "build_crescendo", "crescendo"]
 
 
 def build_crescendo(data: str, **parameters: Any) -> Program:

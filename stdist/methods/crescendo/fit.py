@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,25 @@ def fit_panel_of_sample(
     effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells; the systems are solved where these are."""
+    groups = on_host(groups)
+    effects = None if effects is None else on_host(effects)
+
+    def finish(result: RidgeFit, lam: np.ndarray | None, rows: Rows, chosen: np.ndarray) -> Arrays:
+        return finished(result, lam, rows, groups, chosen, var_names, spec, effects)
+
+    return estimate_sample(item, sample, groups, genes, spec, effects, finish)
+
+
+def estimate_sample(
+    item: int,
+    sample: Arrays,
+    groups: Arrays,
+    genes: np.ndarray,
+    spec: CrescendoSpec,
+    effects: Arrays | None,
+    finish: Callable[[RidgeFit, np.ndarray | None, Rows, np.ndarray], Arrays],
+) -> Arrays:
+    """Estimate a panel of genes on the sampled cells; ``finish(result, lam, rows, genes)``."""
     xp, genes = array_module(genes), host_array(genes)
     sample, groups = on_host(sample), on_host(groups)
     effects = None if effects is None else on_host(effects)
@@ -111,7 +131,7 @@ def fit_panel_of_sample(
         chosen = panel[places]
         rows = rows_of_sample(sample, groups, chosen, spec, xp).of_batches(batches)
         result, lam = estimate(rows, spec, dispersion_of(effects, chosen, spec))
-        return finished(result, lam, rows, groups, chosen, var_names, spec, effects)
+        return finish(result, lam, rows, chosen)
 
     return by_batches(measured_genes({"groups": groups}, panel, spec), solve)
 

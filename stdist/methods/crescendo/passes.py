@@ -18,12 +18,12 @@ from stdist.methods.crescendo.bound import FLOAT, Bound
 from stdist.methods.crescendo.design import columns
 from stdist.methods.crescendo.fit import (
     dispersion_of,
-    estimate,
+    estimate_sample,
     finished,
 )
 from stdist.methods.crescendo.marginal import measured_genes
 from stdist.methods.crescendo.panels import PANEL, by_batches
-from stdist.methods.crescendo.rows import on_host, rows_of_sample
+from stdist.methods.crescendo.rows import rows_of_sample
 from stdist.methods.crescendo.sample import trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import cell_depth, sample_cells
@@ -128,19 +128,12 @@ def estimate_panel(
     effects: Arrays | None = None,
 ) -> Arrays:
     """Fit a panel of genes to the sampled cells, and start the passes there."""
-    xp, genes = array_module(genes), host_array(genes)
-    sample, groups = on_host(sample), on_host(groups)
-    effects = None if effects is None else on_host(effects)
-    panel = genes[item * PANEL : (item + 1) * PANEL]
+    counts, depth = (host_array(sample[name]) for name in ("count_sums", "total_depth"))
 
-    def solve(places: np.ndarray, batches: np.ndarray) -> Arrays:
-        chosen = panel[places]
-        rows = rows_of_sample(sample, groups, chosen, spec, xp).of_batches(batches)
-        result, _ = estimate(rows, spec, dispersion_of(effects, chosen, spec))
-        rate = sample["count_sums"][:, 0, chosen].sum(axis=0) / sample["total_depth"]
-        return Passes.begin(result, rate).arrays()
+    def begin(result: RidgeFit, lam: object, rows: object, chosen: np.ndarray) -> Arrays:
+        return Passes.begin(result, counts[:, 0, chosen].sum(axis=0) / depth).arrays()
 
-    return by_batches(measured_genes({"groups": groups}, panel, spec), solve)
+    return estimate_sample(item, sample, groups, genes, spec, effects, begin)
 
 
 def advance_panel(

@@ -17,16 +17,14 @@ from stdist.methods.crescendo.fit import (
     fit_panel_of_strata,
 )
 from stdist.methods.crescendo.passes import SAMPLE_CELLS, fit_to_all_cells
-from stdist.methods.crescendo.results import StdistWarning, copy_results
+from stdist.methods.crescendo.results import copy_results
 from stdist.methods.crescendo.rows import stratum_columns
 from stdist.methods.crescendo.sample import group_clusters, trim_sample
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.methods.crescendo.tiles import copy_counts, sample_cells, sum_clusters, sum_strata
 from stdist.methods.data import Data, Labels, present_labels
 from stdist.preprocess.bound import is_csr
-from stdist.store import InputError, Source
-
-__all__ = ["StdistWarning", "crescendo_program"]
+from stdist.store import InputError, Source, StdistWarning
 
 
 def crescendo_program(data: Data, spec: CrescendoSpec) -> Program:

@@ -12,10 +12,7 @@ from stdist.methods.crescendo.fit import unaffected
 from stdist.methods.crescendo.impute import without_donors
 from stdist.methods.crescendo.marginal import absent_genes, counted_cells, gene_counts
 from stdist.methods.crescendo.spec import CrescendoSpec
-
-
-class StdistWarning(UserWarning):
-    """Something in the data that stdist passed through and the user should know."""
+from stdist.store import StdistWarning
 
 
 def result_keys(spec: CrescendoSpec) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings,
 from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
 from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_rows
-from stdist.methods.siid.sample import tile_of
+from stdist.methods.siid.sample import ranked, tile_of
 from stdist.methods.siid.spec import EXPONENT
 
 Arrays = dict[str, Any]
@@ -32,8 +32,7 @@ def begin_tile(
 ) -> Arrays:
     """Rows of a tile from their start, improved with the factors of a restart."""
     (starts,) = (arguments.pop(key) for key in ("restarts", "chosen") if key in arguments)
-    best = int(np.argsort(starts["loss"], kind="stable")[number])
-    Q, phi = starts["Q"][best], starts["phi"][best]
+    Q, phi = ranked(starts, number)
     tile = tile_of(**arguments)
     begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(Q), seed)
     return _pass(tile, begun, Q, phi, settings, None, rows, name)
@@ -77,9 +76,9 @@ def first_step(
 ) -> Arrays:  # fmt: skip
     """Factors after the first pass."""
     (found,) = starts.values()
-    best = int(np.argsort(found["loss"], kind="stable")[number])
-    before = {"Q": found["Q"][best], "phi": found["phi"][best], "exponent": 1.0}
-    before |= {"losses": np.empty((0, 2)), "gauge": np.ones(len(before["Q"]))}
+    Q, phi = ranked(found, number)
+    before = {"Q": Q, "phi": phi, "exponent": 1.0}
+    before |= {"losses": np.empty((0, 2)), "gauge": np.ones(len(Q))}
     return advance(
         total, n_panel=n_panel, settings=settings, platform_scaling=platform_scaling, now=before
     )

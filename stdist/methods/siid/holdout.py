@@ -16,14 +16,13 @@ from stdist.cluster import executor_for
 from stdist.graph import InProcess, choose_progress, run_in_memory, start
 from stdist.kernels.imputation_scores import gene_scores
 from stdist.kernels.keyed_random import stream_key, uniforms
-from stdist.methods.crescendo import StdistWarning
 from stdist.methods.data import AnnDataData, Data, open_data
 from stdist.methods.siid.holdout_program import RESULT, FoldProgram
 from stdist.methods.siid.holdout_tiles import NEIGHBORS, STREAMED
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound
 from stdist.methods.siid.spec import SiidSpec
-from stdist.store import InputError, RunStopped, Store
+from stdist.store import InputError, RunStopped, StdistWarning, Store
 
 SCORES = ("r2", "pearson", "ssim", "rmse", "symmetrised_kl")
 _SINGLE = "solution"

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from stdist.kernels.spot_layout import SpotLayout, crowded_spots, spot_layout
 from stdist.kernels.spot_map import nearest_spots, transformed
@@ -136,8 +137,6 @@ def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray) -> Any:
     InputError
         If a count is negative, fractional or not finite.
     """
-    from scipy import sparse
-
     check_counts(counts, rows)
     chosen = sparse.csr_matrix(counts[:, columns], dtype=np.float32)
     chosen.sum_duplicates()

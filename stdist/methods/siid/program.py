@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
-from stdist.methods.crescendo import StdistWarning
 from stdist.methods.siid.fit import (
     TILE,
     advance,
@@ -33,7 +32,7 @@ from stdist.methods.siid.sample import (
     stack,
 )
 from stdist.preprocess.bound import TileWorkspace
-from stdist.store import TILE_ROWS, Output
+from stdist.store import TILE_ROWS, Output, StdistWarning
 from stdist.store.elements import row_entries
 
 FLOAT, SINGLE = 8, 4
@@ -55,8 +54,8 @@ class Bound:
         self.pair, self.spec = pair, pair.spec
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
-        self.cell_entries = _entries(pair.counts) * pair.n_panel / pair.cells.n_vars
-        self.spot_entries = _entries(pair.spot_counts) * self.n_genes / pair.spots.n_vars
+        self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
+        self.spot_entries = row_entries(pair.spot_counts) * self.n_genes / pair.spots.n_vars
         self.solutions = tuple(f"solution{number}" for number in range(self.spec.n_solutions))
         self.fitted = (*self.solutions, *((DECONVOLVED,) if self.spec.deconvolve else ()))
         self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
@@ -307,9 +306,3 @@ class Bound:
                 writes=writes,
             ),
         ]
-
-
-def _entries(source: Any) -> float:
-    """Non-zero counts to expect in a row."""
-    found: float = row_entries(source)
-    return found

@@ -106,9 +106,14 @@ def go_on(
     platform_scaling: bool,
 ) -> Arrays:  # fmt: skip
     """Continue one of the best restarts."""
-    best = int(np.argsort(restarts["loss"], kind="stable")[item])
-    factors, phi = restarts["Q"][best], restarts["phi"][best]
-    return _fit(sample, factors, phi, n_panel, seed + best, settings, LONG_ROUNDS, platform_scaling)
+    Q, phi = ranked(restarts, item)
+    return _fit(sample, Q, phi, n_panel, seed + item, settings, LONG_ROUNDS, platform_scaling)
+
+
+def ranked(starts: Arrays, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the restart with the lowest loss (0), the next (1), ..."""
+    best = int(np.argsort(starts["loss"], kind="stable")[number])
+    return starts["Q"][best], starts["phi"][best]
 
 
 def _fit(

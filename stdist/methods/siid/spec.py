@@ -9,6 +9,7 @@ from typing import Any
 
 from stdist.kernels.poisson_factors import Settings
 from stdist.kernels.spot_map import MAX_DISTANCE
+from stdist.methods.checks import check_number, wrong_parameter
 from stdist.store import InputError
 
 ROUNDS = 3
@@ -59,31 +60,20 @@ class SiidSpec:
             ("entropy_passes", 1, 10**5),
             ("rng", 0, 2**32 - 1),
         ):
-            self._check(name, Integral, low, high)
+            check_number("siid", name, getattr(self, name), Integral, (low, high))
         for name, low, high in (
             ("max_distance", 1e-9, 1e9),
             ("entropy", 0, 1e6),
             ("l2", 0, 1e3),
         ):
-            self._check(name, Real, low, high)
+            check_number("siid", name, getattr(self, name), Real, (low, high))
         if self.n_solutions > self.n_restarts:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
         if self.transform is not None and len(self.matrix or ()) != 3:
             raise self._wrong("transform", "nine numbers, row by row, or a 3 x 3 matrix")
 
-    def _check(self, name: str, kind: type, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
-            whole = "a whole number" if kind is Integral else "a number"
-            raise self._wrong(name, f"{whole} between {low:g} and {high:g}")
-
     def _wrong(self, name: str, remedy: str) -> InputError:
-        return InputError(
-            "parameter-range",
-            f"{name} is {getattr(self, name)!r}",
-            place="siid",
-            remedy=f"give {remedy}",
-        )
+        return wrong_parameter("siid", name, getattr(self, name), remedy)
 
     @property
     def matrix(self) -> list[list[float]] | None:

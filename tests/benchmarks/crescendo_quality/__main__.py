@@ -21,7 +21,7 @@ import pandas as pd
 
 from stdist.kernels.poisson_glmm import MINIMUM_CELLTYPE_VARIANCE
 from stdist.methods.crescendo import crescendo
-from stdist.methods.crescendo.results import StdistWarning
+from stdist.store import StdistWarning
 
 from .data import KNOWN, NULLS, OPEN, SHARED, Case, known_case, null_case, open_case
 from .measures import change, error, quality
