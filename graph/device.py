@@ -2,13 +2,14 @@
 
 A kernel whose stage says ``on_device`` accepts either. On a GPU it gets CuPy arrays for all
 numbers: blocks, rows of state, values of earlier stages and options move there, CSR rows become
-dense tile by tile, and text stays. Partial sums are added on the device; what leaves a task is
-in host memory again. Results of the two differ in their last bits.
+dense tile by tile unless its stage says ``keep_csr``, and text stays. Partial sums are added on the
+device; what leaves a task is in host memory again. Results of the two differ in their last bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,12 +88,16 @@ class Host:
         return dict(results)
 
 
+@dataclass(frozen=True)
 class Gpu:
-    """Memory of the worker's NVIDIA device."""
+    """Memory of the worker's NVIDIA device, where CSR rows become dense unless `keep_csr`."""
+
+    keep_csr: bool = False
 
     def take(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Copy numbers to the device."""
-        return {name: _to_device(value) for name, value in arrays.items()}
+        rows = CsrRows if self.keep_csr else DeviceRows
+        return {name: _to_device(value, rows) for name, value in arrays.items()}
 
     def give(self, results: Mapping[str, Any], csr: Container[str] = ()) -> dict[str, Any]:
         """Copy results to the host; of CSR rows only what is not zero."""
@@ -105,16 +110,16 @@ class Gpu:
 HOST, GPU = Host(), Gpu()
 
 
-def memory_of(device: str, *, on_device: bool) -> Memory:
+def memory_of(device: str, *, on_device: bool, keep_csr: bool = False) -> Memory:
     """Memory for the kernel of a stage in a run on `device`."""
-    return GPU if device == CUDA and on_device else HOST
+    return Gpu(keep_csr) if device == CUDA and on_device else HOST
 
 
-def _to_device(value: Any) -> Any:
+def _to_device(value: Any, rows: Callable[[sparse.csr_matrix], Any]) -> Any:
     import cupy
 
     if sparse.issparse(value):
-        return DeviceRows(value)
+        return rows(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         return value
     # CuPy takes scalars of the host, but no arrays without dimensions
@@ -161,3 +166,30 @@ class DeviceRows:
         dense = cupy.zeros((len(offsets) - 1, self.shape[1]), self.data.dtype)
         dense[row, self.columns[entries]] = self.data[entries]
         return dense
+
+
+class CsrRows:
+    """CSR rows on the device, of which a slice is the same."""
+
+    def __init__(self, rows: sparse.csr_matrix) -> None:
+        import cupy
+
+        self.shape, self.offsets = rows.shape, np.asarray(rows.indptr, np.int64)
+        self.indices, self.data = cupy.asarray(rows.indices), cupy.asarray(rows.data)
+
+    @property
+    def indptr(self) -> Any:
+        """Where each row begins."""
+        import cupy
+
+        return cupy.asarray(self.offsets)
+
+    def __getitem__(self, rows: slice) -> CsrRows:
+        """Return some rows."""
+        found = object.__new__(CsrRows)
+        first, last, _ = rows.indices(self.shape[0])
+        offsets = self.offsets[first : last + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        found.shape, found.offsets = (last - first, self.shape[1]), offsets - offsets[0]
+        found.indices, found.data = self.indices[entries], self.data[entries]
+        return found

@@ -55,6 +55,9 @@ class Stage:
     on_device
         True if the kernel also takes CuPy arrays, all rows dense, and then returns such: on a
         cluster of GPUs it runs there.
+    keep_csr
+        True if CSR rows are to stay so on the device: objects with ``indptr``, ``indices``,
+        ``data`` and ``shape``.
     rows
         Number of rows where a stage has no source: it generates them, or only recalls states.
     """
@@ -68,6 +71,7 @@ class Stage:
     nanoseconds: float = 0.0
     recalls: tuple[str, ...] = ()
     on_device: bool = False
+    keep_csr: bool = False
     rows: int | None = None
 
     @property

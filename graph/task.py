@@ -191,7 +191,7 @@ def run_map_block(
 ) -> TaskRecord:
     """Compute and write one block; `done` is the file that records it."""
     start, stop = bounds
-    memory = memory_of(device, on_device=stage.on_device)
+    memory = memory_of(device, on_device=stage.on_device, keep_csr=stage.keep_csr)
     csr = {name for name, output in stage.writes.items() if output.kind == "csr"}
     where = f"block {index} (rows {start}:{stop})"
     with measured(stage.name, index, where) as facts:
@@ -259,7 +259,7 @@ def run_reduce_block(
     New rows of the states that the stage updates are written before the statistic is returned.
     """
     start, stop = bounds
-    memory = memory_of(device, on_device=stage.on_device)
+    memory = memory_of(device, on_device=stage.on_device, keep_csr=stage.keep_csr)
     with measured(stage.name, index, f"block {index} (rows {start}:{stop})") as facts:
         constants = kernel_arguments(stage, values, memory)
         inputs = memory.take(read_inputs(stage, index, bounds, state, facts))
@@ -288,7 +288,7 @@ def run_combine(stage: Reduce, left: Partial, right: Partial) -> Partial:
 
 def run_item(stage: Each, item: int, values: Values, device: str) -> Partial:
     """Compute one item."""
-    memory = memory_of(device, on_device=stage.on_device)
+    memory = memory_of(device, on_device=stage.on_device, keep_csr=stage.keep_csr)
     with measured(stage.name, item, f"item {item}") as facts:
         result = memory.give(stage.kernel(item, **kernel_arguments(stage, values, memory)))
     return result, (facts["record"],)

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stdist.kernels.array_module import array_module, host_array
+from stdist.kernels.poisson_factors_device import device_pass
 from stdist.kernels.poisson_factors_rows import (
     SMALLEST,
     Counts,
@@ -80,6 +82,8 @@ def tile_pass(
 ) -> tuple[Rows, Statistics]:
     """Improve the rows of a tile with the factors fixed.
 
+    Arrays are NumPy's, with CSR matrices of SciPy, or all CuPy's.
+
     Parameters
     ----------
     cells : (n_cells, n_panel) csr, counts
@@ -114,6 +118,13 @@ def tile_pass(
         their ``empty_counts``; ``rejected``, over-relaxed rounds that were undone.
     """
     n_factors, n_panel = Q.shape[0], cells.shape[1]
+    options = Options(n_factors, settings.rounds, settings.exponent, settings.entropy, settings.l2)
+    if array_module(rows.p) is not np:
+        if dispersion is not None:
+            raise NotImplementedError("negative binomial counts are for the host's processor")
+        groups = _groups(host_array(spot))
+        found = device_pass(cells, spots, spot, groups, rows, Q, phi, options, gauge)
+        return Rows(*found[0]), found[1]
     of_cells, of_spots = Counts.of(cells), Counts.of(spots)
     order, starts, spot_of_group = _groups(spot)
     panel, scaled = padded(Q[:, :n_panel].T), padded((Q * phi).T)
@@ -148,7 +159,7 @@ def tile_pass(
         now,
         Rows(*map(np.copy, now)),
         factors,
-        Options(n_factors, settings.rounds, settings.exponent, settings.entropy, settings.l2),
+        options,
         work,
         sums,
     )

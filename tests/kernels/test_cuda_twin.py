@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from numba import njit
 
-from stdist.kernels import poisson_match_cuda, poisson_match_numba, portable_math
+from stdist.kernels import (
+    poisson_factors_cuda,
+    poisson_match_cuda,
+    poisson_match_numba,
+    portable_math,
+)
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.kernels.poisson_match import match_labels, match_soft, rates
 
@@ -172,10 +177,17 @@ def test_compiled_c_reports_the_same_first_problems(library):
     assert results[0][1][poisson_match_numba.NEGATIVE_COUNT] == 9 * g + 140
 
 
+UNITS = {
+    "match": (_source("u2", "f4", "i4"), (b"match_soft", b"match_labels")),
+    "factors": (poisson_factors_cuda.source_text(), (b"improve_rows", b"sum_genes")),
+}
+
+
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_nvcc_compiles_the_kernels(architecture, tmp_path):
-    (tmp_path / "twin.cu").write_text(_source("u2", "f4", "i4"))
+@pytest.mark.parametrize("unit", UNITS)
+def test_nvcc_compiles_the_kernels(unit, architecture, tmp_path):
+    (tmp_path / "twin.cu").write_text(UNITS[unit][0])
     command = [NVCC, f"-arch={architecture}", "-cubin", "--fmad=false", "-Werror", "all-warnings",
                f"-I{poisson_match_cuda.HEADER.parent}", "-o", tmp_path / "twin.cubin",
                tmp_path / "twin.cu"]  # fmt: skip
@@ -194,13 +206,15 @@ def _nvrtc():
     return ctypes.CDLL(str(found[0]))
 
 
-def test_nvrtc_compiles_the_kernels():
+@pytest.mark.parametrize("unit", UNITS)
+def test_nvrtc_compiles_the_kernels(unit):
     """CuPy compiles with NVRTC, which has no headers of the C library."""
     nvrtc = _nvrtc()
     if nvrtc is None:
         pytest.skip("nvidia-cuda-nvrtc is not installed")
     program = ctypes.c_void_p()
-    source = _source("u2", "f4", "i4").encode()
+    text, entries = UNITS[unit]
+    source = text.encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"twin.cu", 0, None, None) == 0
     options = [b"--gpu-architecture=compute_80", b"--fmad=false",
                f"-I{poisson_match_cuda.HEADER.parent}".encode()]  # fmt: skip
@@ -213,8 +227,7 @@ def test_nvrtc_compiles_the_kernels():
     nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
     ptx = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetPTX(program, ptx)
-    assert b".entry match_soft" in ptx.value
-    assert b".entry match_labels" in ptx.value
+    assert all(b".entry " + entry in ptx.value for entry in entries)
     assert b"fma.rn.f64" not in ptx.value
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stdist.kernels.array_module import array_module
 from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings, tile_pass
 from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
 from stdist.kernels.poisson_factors_spots import Rows
@@ -50,7 +51,7 @@ def improve_tile(
     before, now = arguments.pop(state), arguments.pop(name)
     tile = tile_of(**arguments)
     kept = before[: tile[0].shape[0]].astype(np.float64)
-    moving = Rows(np.ascontiguousarray(kept[:, :-2]), kept[:, -2].copy(), kept[:, -1].copy())
+    moving = Rows(kept[:, :-2].copy(), kept[:, -2].copy(), kept[:, -1].copy())
     return _pass(tile, moving, now["Q"], now["phi"], settings, now["gauge"], rows, state)
 
 
@@ -65,8 +66,9 @@ def _pass(
     state: str,
 ) -> Arrays:
     new, total = tile_pass(*tile, moving, Q, phi, settings, gauge)
-    table = np.zeros((rows[1] - rows[0], len(Q) + 2), np.float32)
-    table[: len(new.n)] = np.column_stack(new)
+    xp = array_module(new.n)
+    table = xp.zeros((rows[1] - rows[0], len(Q) + 2), np.float32)
+    table[: len(new.n)] = xp.column_stack(list(new))
     return total | {state: table}
 
 

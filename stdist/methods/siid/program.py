@@ -239,6 +239,8 @@ class Bound:
                 settings=settings,
                 platform_scaling=self.spec.platform_scaling,
             ),
+            on_device=True,
+            keep_csr=True,
             **self._pass(state, recalled=True),
         )
         return Loop(name, (improve,), initial, converged, passes)
