@@ -140,6 +140,24 @@ def load_spots(rows: tuple[int, int], *, state: str, name: str, **arguments: Any
     }
 
 
+def tied_scales(rows: tuple[int, int], *, fitted: tuple[str, ...], **arguments: Any) -> Arrays:
+    """Scales ``s`` of the spots of a tile in every fit, NaN without cells."""
+    sizes = [arguments.pop(f"{name}_rows")[:, -2:] for name in fitted]
+    _, above, spot = tile_of(**arguments)
+    mapped, n_spots = spot >= 0, above.shape[0]
+    scales = []
+    for size in sizes:
+        n, m = (
+            np.bincount(spot[mapped], size[: len(spot)][mapped, column], n_spots)
+            for column in (0, 1)
+        )
+        scales.append(np.divide(m, n, out=np.full(n_spots, np.nan), where=n > 0))
+    return {
+        "spot": arguments["spot_origin"][:n_spots] - 1,
+        "scale": np.stack(scales, axis=1),
+    }
+
+
 def by_spot(total: Arrays, **state: Arrays) -> Arrays:
     """Rows of all spots in their own order."""
     order = np.argsort(total["spot"], kind="stable")

@@ -17,6 +17,7 @@ from stdist.methods.siid.fit import (
     load_spots,
     never,
     settled,
+    tied_scales,
     write_rows,
 )
 from stdist.methods.siid.pair import Pair
@@ -87,6 +88,8 @@ class Bound:
             stages += self._fit(name, "restarts", number, self.spec.passes, never)
         if self.spec.deconvolve:
             stages += self._deconvolve()
+        if self.spec.spot_scale == "tied":
+            stages.append(self._tied_scales())
         stages += self._results()
         spec, pair = self.spec, self.pair
         key = spec.key_added
@@ -274,6 +277,19 @@ class Bound:
             )
         )
         return stages
+
+    def _tied_scales(self) -> Reduce:
+        return Reduce(
+            "tied_scales",
+            tied_scales,
+            options={"fitted": self.fitted},
+            combine=concatenate,
+            gathers=True,
+            finalize=by_spot,
+            partial_bytes=self.pair.spots.n_obs * (len(self.fitted) + 1) * FLOAT,
+            rows=self.places,
+            recalls=(*TILE, *(f"{name}_rows" for name in self.fitted)),
+        )
 
     def _results(self) -> list[Any]:
         spec, n_cells, key = self.spec, self.pair.cells.n_obs, self.spec.key_added

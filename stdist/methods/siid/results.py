@@ -42,6 +42,11 @@ def fit_results(
             "spot_loading": (("spot", "type"), spots["loadings"]),
             "type_loss": (("type_pass", "slide"), hard["losses"]),
         }
+    if spec.spot_scale == "tied":
+        scale = values["tied_scales"]["scale"].T
+        variables["spot_scale"] = (("solution", "spot"), scale[: len(solutions)])
+        if spec.deconvolve:
+            variables["type_spot_scale"] = ("spot", scale[-1])
     found["factors"] = xr.Dataset(variables, coords=coordinates)
     return {f"uns/{spec.key_added}": found}
 

@@ -44,6 +44,7 @@ class SiidSpec:
     convergence_passes: int = 500
     entropy: float = 11.0
     entropy_passes: int = 100
+    spot_scale: str = "free"
     platform_scaling: bool = True
     l2: float = 0.0
     key_added: str = "siid"
@@ -67,6 +68,9 @@ class SiidSpec:
             ("l2", 0, 1e3),
         ):
             check_number("siid", name, getattr(self, name), Real, (low, high))
+        for name, choices in (("spot_scale", ("free", "tied")),):
+            if getattr(self, name) not in choices:
+                raise self._wrong(name, f"one of {', '.join(map(repr, choices))}")
         if self.n_solutions > self.n_restarts:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
         if self.transform is not None and len(self.matrix or ()) != 3:
@@ -91,7 +95,8 @@ class SiidSpec:
 
     def settings(self, entropy: float = 0.0) -> Settings:
         """How rows move in a pass."""
-        return Settings(rounds=ROUNDS, entropy=entropy, l2=self.l2)
+        tied = self.spot_scale == "tied"
+        return Settings(rounds=ROUNDS, entropy=entropy, l2=self.l2, tied=tied)
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
