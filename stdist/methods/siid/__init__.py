@@ -40,6 +40,7 @@ def siid(
     convergence_passes: int = 500,
     entropy: float = 11.0,
     entropy_passes: int = 100,
+    spots_model: str = "poisson",
     spot_scale: str = "free",
     platform_scaling: bool = True,
     l2: float = 0.0,
@@ -90,6 +91,9 @@ def siid(
         Strength with which types of a cell are made exclusive at the end, in nats per cell.
     entropy_passes
         Passes with it.
+    spots_model
+        Counts of the spots: ``"poisson"``, or ``"negative_binomial"`` with a dispersion a_g of
+        each gene that is fitted too, of variance ``mean + a_g mean^2``.
     spot_scale
         ``"free"``: every cell has a size m_i of its own among the counts of its spot. ``"tied"``:
         m_i = s_j n_i with one scale s_j for the spot, so that positions count. Imputation then
@@ -102,8 +106,8 @@ def siid(
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
-        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots,
-        and tied scales of spots.
+        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots;
+        dispersions and tied scales where they were fitted.
     rng
         Seed.
     client
@@ -151,6 +155,7 @@ def siid(
         convergence_passes=convergence_passes,
         entropy=entropy,
         entropy_passes=entropy_passes,
+        spots_model=spots_model,
         spot_scale=spot_scale,
         platform_scaling=platform_scaling,
         l2=l2,

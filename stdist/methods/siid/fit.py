@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings, tile_pass
-from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings
+from stdist.kernels.poisson_factors_global import next_exponent, total_loss
 from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_rows
-from stdist.methods.siid.sample import ranked, tile_of
+from stdist.methods.siid.sample import improved, moved, ranked, tile_of
 from stdist.methods.siid.spec import EXPONENT
 
 Arrays = dict[str, Any]
@@ -32,10 +32,10 @@ def begin_tile(
 ) -> Arrays:
     """Rows of a tile from their start, improved with the factors of a restart."""
     (starts,) = (arguments.pop(key) for key in ("restarts", "chosen") if key in arguments)
-    Q, phi = ranked(starts, number)
+    now = ranked(starts, number)
     tile = tile_of(**arguments)
-    begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(Q), seed)
-    return _pass(tile, begun, Q, phi, settings, None, rows, name)
+    begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(now["Q"]), seed)
+    return _pass(tile, begun, now, settings, rows, name)
 
 
 def improve_tile(
@@ -51,21 +51,19 @@ def improve_tile(
     tile = tile_of(**arguments)
     kept = before[: tile[0].shape[0]].astype(np.float64)
     moving = Rows(np.ascontiguousarray(kept[:, :-2]), kept[:, -2].copy(), kept[:, -1].copy())
-    return _pass(tile, moving, now["Q"], now["phi"], settings, now["gauge"], rows, state)
+    return _pass(tile, moving, now, settings, rows, state)
 
 
 def _pass(
     tile: Any,
     moving: Rows,
-    Q: np.ndarray,
-    phi: np.ndarray,
+    now: Mapping[str, Any],
     settings: Settings,
-    gauge: np.ndarray | None,
     rows: tuple[int, int],
     state: str,
 ) -> Arrays:
-    new, total = tile_pass(*tile, moving, Q, phi, settings, gauge)
-    table = np.zeros((rows[1] - rows[0], len(Q) + 2), np.float32)
+    new, total = improved(tile, moving, now, settings)
+    table = np.zeros((rows[1] - rows[0], len(now["Q"]) + 2), np.float32)
     table[: len(new.n)] = np.column_stack(new)
     return total | {state: table}
 
@@ -76,9 +74,7 @@ def first_step(
 ) -> Arrays:  # fmt: skip
     """Factors after the first pass."""
     (found,) = starts.values()
-    Q, phi = ranked(found, number)
-    before = {"Q": Q, "phi": phi, "exponent": 1.0}
-    before |= {"losses": np.empty((0, 2)), "gauge": np.ones(len(Q))}
+    before = ranked(found, number) | {"exponent": 1.0, "losses": np.empty((0, 2))}
     return advance(
         total, n_panel=n_panel, settings=settings, platform_scaling=platform_scaling, now=before
     )
@@ -90,17 +86,13 @@ def advance(
 ) -> Arrays:  # fmt: skip
     """Factors of the next pass, and the losses so far."""
     (now,) = state.values()
-    Q, phi = np.asarray(now["Q"]), np.asarray(now["phi"])
     losses = np.asarray(now["losses"])
-    loss = total_loss(total, Q, phi, settings)
+    loss = total_loss(total, np.asarray(now["Q"]), np.asarray(now["phi"]), settings)
     previous = losses[-1].sum() if len(losses) else np.inf
     exponent = next_exponent(float(now["exponent"]), loss, previous, EXPONENT)
-    step = global_step(
-        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2, platform_scaling=platform_scaling
-    )
     parts = np.array([[total["loss_x"], loss - total["loss_x"]]])
     return {
-        **step._asdict(),
+        **moved(total, now, n_panel, settings, exponent, platform_scaling),
         "exponent": np.float64(exponent),
         "losses": np.concatenate([losses, parts]),
         "rejected": np.int64(total["rejected"]),

@@ -62,7 +62,9 @@ class Bound:
         self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
         width = (self.n_factors + 7) // 8 * 8
         row = int(self.cell_entries * 12 + 6 * width * FLOAT)
-        self.tile = TileWorkspace(row, 6 * FLOAT * self.n_genes * width)
+        self.overdispersed = self.spec.spots_model == "negative_binomial"
+        tables = 8 if self.overdispersed else 6
+        self.tile = TileWorkspace(row, tables * FLOAT * self.n_genes * width)
 
     def states(self) -> dict[str, State]:
         """Rows that stay with the blocks, and those that go back to the cells."""
@@ -182,7 +184,11 @@ class Bound:
                 "restarts",
                 restart,
                 uses=("sample",),
-                options={"n_factors": self.n_factors, **common},
+                options={
+                    "n_factors": self.n_factors,
+                    "overdispersed": self.overdispersed,
+                    **common,
+                },
                 workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
                 nanoseconds=nanoseconds,
                 n_items=spec.n_restarts,

@@ -44,6 +44,7 @@ class SiidSpec:
     convergence_passes: int = 500
     entropy: float = 11.0
     entropy_passes: int = 100
+    spots_model: str = "poisson"
     spot_scale: str = "free"
     platform_scaling: bool = True
     l2: float = 0.0
@@ -68,7 +69,10 @@ class SiidSpec:
             ("l2", 0, 1e3),
         ):
             check_number("siid", name, getattr(self, name), Real, (low, high))
-        for name, choices in (("spot_scale", ("free", "tied")),):
+        for name, choices in (
+            ("spots_model", ("poisson", "negative_binomial")),
+            ("spot_scale", ("free", "tied")),
+        ):
             if getattr(self, name) not in choices:
                 raise self._wrong(name, f"one of {', '.join(map(repr, choices))}")
         if self.n_solutions > self.n_restarts:
