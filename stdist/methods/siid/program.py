@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
+from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
     advance,
@@ -81,15 +82,13 @@ class Bound:
         }
         for name in self.fitted:
             found |= {f"{name}_rows": row, f"{name}_rows_back": row}
-        return found
+        return found | (AdamRuns(self).states() if self.spec.solver == "adam" else {})
 
     def program(self) -> Program:
         """Return the program."""
-        stages: list[Any] = [*self._lay_out(), *self._restarts()]
-        for number, name in enumerate(self.solutions):
-            stages += self._fit(name, "restarts", number, self.spec.passes, never)
+        stages: list[Any] = [*self._lay_out(), *self._solutions()]
         if self.spec.deconvolve:
-            stages += self._deconvolve()
+            stages += [*self._deconvolve(), self._spot_loadings()]
         if self.spec.spot_scale == "tied":
             stages.append(self._tied_scales())
         stages += self._results()
@@ -145,6 +144,20 @@ class Bound:
                 places=self.places,
             ),
         ]
+
+    def _solutions(self) -> list[Any]:
+        """Stages that leave rows and factors of every solution."""
+        stages: list[Any] = []
+        if self.spec.solver == "adam":
+            runs = AdamRuns(self)
+            for number in range(self.spec.n_restarts):
+                stages += runs.run(number)
+            taken = enumerate(self.solutions)
+            return stages + [runs.take(name, f"{name}_rows", number) for number, name in taken]
+        stages += self._restarts()
+        for number, name in enumerate(self.solutions):
+            stages += self._fit(name, "restarts", number, self.spec.passes, never)
+        return stages
 
     @property
     def every(self) -> int:
@@ -264,25 +277,27 @@ class Bound:
 
     def _deconvolve(self) -> list[Any]:
         """Converge first, then harden: entropy helps in the right optimum only."""
-        spec = self.spec
+        spec, hard = self.spec, f"{DECONVOLVED}_hard"
+        if spec.solver == "adam":
+            return [AdamRuns(self).take(hard, f"{DECONVOLVED}_rows", 0)]
         stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, settled)
-        hard = f"{DECONVOLVED}_hard"
         stages.append(self._loop(hard, DECONVOLVED, spec.entropy_passes, never, spec.entropy))
-        stages.append(
-            Reduce(
-                "spot_loadings",
-                load_spots,
-                uses=(hard,),
-                options={"state": f"{DECONVOLVED}_rows", "name": hard},
-                combine=concatenate,
-                gathers=True,
-                finalize=by_spot,
-                partial_bytes=self.pair.spots.n_obs * (3 * self.n_factors + 1) * FLOAT,
-                rows=self.places,
-                recalls=(*TILE, f"{DECONVOLVED}_rows"),
-            )
-        )
         return stages
+
+    def _spot_loadings(self) -> Reduce:
+        hard = f"{DECONVOLVED}_hard"
+        return Reduce(
+            "spot_loadings",
+            load_spots,
+            uses=(hard,),
+            options={"state": f"{DECONVOLVED}_rows", "name": hard},
+            combine=concatenate,
+            gathers=True,
+            finalize=by_spot,
+            partial_bytes=self.pair.spots.n_obs * (3 * self.n_factors + 1) * FLOAT,
+            rows=self.places,
+            recalls=(*TILE, f"{DECONVOLVED}_rows"),
+        )
 
     def _tied_scales(self) -> Reduce:
         return Reduce(
