@@ -52,12 +52,15 @@ class Settings:
         Weight of the entropy of a cell's probabilities, in nats per cell.
     l2
         Weight of the squared logits of P and Q and logarithms of n, m and phi.
+    tied
+        Whether the cells of spot j share one scale, ``m_i = s_j n_i``.
     """
 
     rounds: int = 3
     exponent: int = 3
     entropy: float = 0.0
     l2: float = 0.0
+    tied: bool = False
 
 
 def _groups(spot: NDArray[np.integer]) -> tuple[NDArray[np.int64], ...]:

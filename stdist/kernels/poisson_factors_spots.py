@@ -57,6 +57,7 @@ class Options(NamedTuple):
     exponent: int
     entropy: float
     l2: float
+    tied: bool
 
 
 class Sums(NamedTuple):
@@ -152,6 +153,43 @@ def _size(count: float, rate: float, l2: float) -> float:
     return max(count / rate, SMALLEST_SIZE)
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _tie(members: NDArray[np.int64], rows: Rows) -> None:
+    """Give the cells of a spot one ratio of their sizes, that of the sums."""
+    n = m = 0.0
+    for i in members:
+        n += rows.n[i]
+        m += rows.m[i]
+    scale = max(m / n, SMALLEST_SIZE)
+    for i in members:
+        rows.m[i] = scale * rows.n[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _tied_size(counts: float, rate: float, scale: float, l2: float) -> float:
+    """Size n of a cell whose size on the other slide is ``scale * n``."""
+    if l2 > 0.0:  # of log n and of log(scale n): twice that around the mean of their roots
+        u = shrunken_log(counts, rate, -0.5 * math.log(scale), 2.0 * l2)
+        return max(math.exp(u), SMALLEST_SIZE)
+    return max(counts / rate, SMALLEST_SIZE)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rescale(
+    members: NDArray[np.int64], explained: float, rate: float, l2: float, new: Rows
+) -> None:
+    """Set the sizes m by the scale of their spot, given their sizes n."""
+    if l2 > 0.0:
+        centre = 0.0
+        for i in members:
+            centre -= math.log(new.n[i]) / members.size
+        scale = math.exp(shrunken_log(explained, rate, centre, members.size * l2))
+    else:
+        scale = explained / rate
+    for i in members:
+        new.m[i] = max(scale, SMALLEST_SIZE) * new.n[i]
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _update(
     members: NDArray[np.int64],
@@ -165,6 +203,7 @@ def _update(
     """One EM step of the rows, from the ratios at them."""
     h = options.n_factors
     counts, rates = np.empty(h), np.empty(h)
+    tied, explained, rate = options.tied and spot >= 0, 0.0, 0.0
     for i in members:
         n, p, out = rows.n[i], rows.p[i], new.p[i]
         m = rows.m[i] if spot >= 0 else 0.0
@@ -185,8 +224,16 @@ def _update(
         else:
             penalised_row(counts, rates, p[:h], options.entropy, options.l2, out[:h])
         rate_cell, rate_spot = _dot(out, factors.rate_cells), _dot(out, work.spot_rate)
+        if tied:
+            both = rate_cell + m / n * rate_spot
+            new.n[i] = _tied_size(of_cell + of_spot, both, m / n, options.l2)
+            explained += of_spot
+            rate += new.n[i] * rate_spot
+            continue
         new.n[i] = _size(of_cell, rate_cell, options.l2)
         new.m[i] = _size(of_spot, rate_spot, options.l2) if spot >= 0 else rows.m[i]
+    if tied:
+        _rescale(members, explained, rate, options.l2, new)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -278,6 +325,8 @@ def improve_rows(
     for g in range(spot_of_group.size):
         members, spot = order[starts[g] : starts[g + 1]], spot_of_group[g]
         least = math.inf
+        if options.tied and spot >= 0:
+            _tie(members, rows)
         for number in range(options.rounds):
             for attempt in range(2):
                 x, v = _explain(cells, spots, members, spot, rows, factors, work)

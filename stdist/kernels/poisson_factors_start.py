@@ -20,7 +20,8 @@ _LEAST = 0.5  # counts
 
 
 @njit(nogil=True, cache=True)
-def _draws(keys: NDArray[np.uint64], numbers: NDArray[np.int64]) -> Floats:
+def keyed_draws(keys: NDArray[np.uint64], numbers: NDArray[np.int64]) -> Floats:
+    """Uniforms of rows by key, ``(n_numbers, n_keys)``."""
     out = np.empty((numbers.size, keys.size))
     for i in range(numbers.size):
         for k in range(keys.size):
@@ -81,7 +82,7 @@ def start_rows(
         without a spot.
     """
     keys = [stream_key(seed, "factor probability", k) for k in range(n_factors)]
-    p = np.exp(2 * _NOISE * (_draws(np.array(keys), numbers) - 0.5))
+    p = np.exp(2 * _NOISE * (keyed_draws(np.array(keys), numbers) - 0.5))
     p /= p.sum(axis=1, keepdims=True)
     n = np.maximum(np.asarray(cells.sum(axis=1), np.float64).ravel(), _LEAST)
     totals = np.maximum(np.asarray(spots.sum(axis=1), np.float64).ravel(), _LEAST)

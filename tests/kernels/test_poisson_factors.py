@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,19 +144,21 @@ def test_losses_and_penalties_equal_the_reference(shared, name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seeds, st.integers(1, 9), st.floats(0.05, 30), st.booleans(), st.integers(1, 3))
-def test_plain_passes_never_raise_the_loss(seed, n_factors, depth, scaling, rounds):
+@given(
+    seeds, st.integers(1, 9), st.floats(0.05, 30), st.booleans(), st.integers(1, 3), st.booleans()
+)
+def test_plain_passes_never_raise_the_loss(seed, n_factors, depth, scaling, rounds, tied):
     pair = Pair(seed, n_factors=n_factors, depth=depth)
-    losses = pair.passes(60, Settings(rounds, exponent=1), platform_scaling=scaling)
+    losses = pair.passes(60, Settings(rounds, exponent=1, tied=tied), platform_scaling=scaling)
     assert (np.diff(losses) <= 1e-9 * np.maximum(np.abs(losses[1:]), 1)).all()
 
 
 @settings(max_examples=25, deadline=None)
-@given(seeds, st.sampled_from([0.0, 0.5, 11.0]), st.sampled_from([0.0, 1e-5, 0.3]))
-def test_rounds_never_raise_their_objective(seed, entropy, l2):
+@given(seeds, st.sampled_from([0.0, 0.5, 11.0]), st.sampled_from([0.0, 1e-5, 0.3]), st.booleans())
+def test_rounds_never_raise_their_objective(seed, entropy, l2, tied):
     pair, losses = Pair(seed), []
     for rounds in range(1, 12):
-        chosen = Settings(rounds, exponent=7, entropy=entropy, l2=l2)
+        chosen = Settings(rounds, exponent=7, entropy=entropy, l2=l2, tied=tied)
         _, total = tile_pass(pair.cells, pair.spots, pair.spot, pair.rows, pair.Q, pair.phi, chosen)
         losses.append(total_loss(total, pair.Q, pair.phi, chosen))
     losses = np.array(losses)
@@ -195,13 +199,42 @@ def test_a_penalised_row_is_the_minimum_of_its_majoriser(seed, entropy, l2):
 
 def test_penalised_passes_lower_their_whole_objective():
     pair = Pair(8, n_cells=60)
-    for chosen in (Settings(2, 2, l2=1e-5), Settings(2, 2, entropy=3.0), Settings(1, 1, l2=0.1)):
+    for chosen in (
+        Settings(2, 2, l2=1e-5),
+        Settings(2, 2, entropy=3.0),
+        Settings(1, 1, l2=0.1),
+        Settings(2, 2, l2=1e-5, tied=True),
+    ):
         losses = pair.passes(80, chosen)
         assert (np.diff(losses) <= 1e-9 * np.abs(losses[1:])).all()
 
 
 @settings(max_examples=15, deadline=None)
-@given(seeds, st.sampled_from([PLAIN, Settings(), Settings(entropy=2.0, l2=1e-3)]))
+@given(seeds, st.sampled_from([0.0, 0.3]))
+def test_tied_sizes_are_the_optimum_of_a_long_fit(seed, l2):
+    pair = Pair(seed, n_cells=40)
+    slides = (pair.cells, pair.spots, pair.spot)
+    chosen = Settings(3000, exponent=2, l2=l2, tied=True)
+    rows, _ = tile_pass(*slides, pair.rows, pair.Q, pair.phi, chosen)
+    for spot in range(4):
+        ratio = (rows.m / rows.n)[pair.spot == spot]
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-9)
+
+    def loss(moved):
+        _, total = tile_pass(*slides, moved, pair.Q, pair.phi, replace(chosen, rounds=1))
+        return total_loss(total, pair.Q, pair.phi, chosen)
+
+    best = loss(rows)
+    for factor in (0.97, 1.03):  # sizes of one cell, and the scale of one spot
+        cell = np.where(np.arange(40) == seed % 40, factor, 1.0)
+        scale = np.where(pair.spot == seed % 4, factor, 1.0)
+        for n, m in ((cell, cell), (1.0, scale)):
+            moved = rows._replace(n=rows.n * n, m=rows.m * m)
+            assert loss(moved) >= best - 1e-7 * abs(best)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.sampled_from([PLAIN, Settings(entropy=2.0, l2=1e-3), Settings(tied=True)]))
 def test_tiles_add(seed, chosen):
     pair = Pair(seed, n_cells=50)
     rng = np.random.default_rng(seed)

@@ -40,8 +40,14 @@ def siid(
     convergence_passes: int = 500,
     entropy: float = 11.0,
     entropy_passes: int = 100,
+    solver: str = "em",
+    learning_rate: float = 0.05,
+    epochs: int = 5001,
+    entropy_schedule: float = 1000.0,
+    spots_model: str = "poisson",
+    spot_scale: str = "free",
     platform_scaling: bool = True,
-    l2: float = 0.0,
+    l2: float | None = None,
     key_added: str = "siid",
     rng: int = 0,
     client: Any = None,
@@ -89,15 +95,34 @@ def siid(
         Strength with which types of a cell are made exclusive at the end, in nats per cell.
     entropy_passes
         Passes with it.
+    solver
+        ``"em"``: exact EM steps, best restarts of a sample. ``"adam"``: the published optimiser,
+        for comparison: `n_restarts` runs of Adam over all cells, of which the `n_solutions` with
+        the lowest loss are averaged and the best one gives the types (3 and 1 in the paper).
+        `sample_cells`, passes, `entropy`, `spots_model` and `spot_scale` belong to EM.
+    learning_rate, epochs
+        Of Adam: constant, full batch.
+    entropy_schedule
+        Of Adam: epochs in which the weight of the mean entropy of cells grows e-fold, from 1 and
+        in stairs of 100 epochs (in the paper 1000 to impute, 500 to deconvolve).
+    spots_model
+        Counts of the spots: ``"poisson"``, or ``"negative_binomial"`` with a dispersion a_g of
+        each gene that is fitted too, of variance ``mean + a_g mean^2``.
+    spot_scale
+        ``"free"``: every cell has a size m_i of its own among the counts of its spot. ``"tied"``:
+        m_i = s_j n_i with one scale s_j for the spot, so that positions count. Imputation then
+        needs a good registration and is worse without; with free sizes it hardly needs any.
     platform_scaling
         Whether genes of the panel have a factor between the slides.
     l2
-        Weight of the squared logits and logarithms of all parameters (1e-5 in the paper).
+        Weight of the squared logits and logarithms of all parameters; default: 0, with Adam 1e-5
+        as in the paper.
     key_added
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
-        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots.
+        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots;
+        dispersions and tied scales where they were fitted.
     rng
         Seed.
     client
@@ -121,8 +146,9 @@ def siid(
 
     Notes
     -----
-    The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); it is fitted by
-    exact EM steps on tiles of spots with all their cells, not by gradient steps over everything.
+    The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); by default it is
+    fitted by exact EM steps on tiles of spots with all their cells. Losses of Adam contain, as
+    published, 18.4 for every count of a spot without cells.
 
     Examples
     --------
@@ -145,6 +171,12 @@ def siid(
         convergence_passes=convergence_passes,
         entropy=entropy,
         entropy_passes=entropy_passes,
+        solver=solver,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        entropy_schedule=entropy_schedule,
+        spots_model=spots_model,
+        spot_scale=spot_scale,
         platform_scaling=platform_scaling,
         l2=l2,
         key_added=key_added,

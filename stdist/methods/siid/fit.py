@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from stdist.kernels.array_module import array_module
-from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings, tile_pass
-from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors import Settings, proportions, spot_loadings
+from stdist.kernels.poisson_factors_global import next_exponent, total_loss
 from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_rows
-from stdist.methods.siid.sample import ranked, tile_of
+from stdist.methods.siid.sample import improved, moved, ranked, tile_of
 from stdist.methods.siid.spec import EXPONENT
 
 Arrays = dict[str, Any]
@@ -33,10 +33,10 @@ def begin_tile(
 ) -> Arrays:
     """Rows of a tile from their start, improved with the factors of a restart."""
     (starts,) = (arguments.pop(key) for key in ("restarts", "chosen") if key in arguments)
-    Q, phi = ranked(starts, number)
+    now = ranked(starts, number)
     tile = tile_of(**arguments)
-    begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(Q), seed)
-    return _pass(tile, begun, Q, phi, settings, None, rows, name)
+    begun = start_rows(*tile, arguments["origin"][: tile[0].shape[0]] - 1, len(now["Q"]), seed)
+    return _pass(tile, begun, now, settings, rows, name)
 
 
 def improve_tile(
@@ -52,22 +52,20 @@ def improve_tile(
     tile = tile_of(**arguments)
     kept = before[: tile[0].shape[0]].astype(np.float64)
     moving = Rows(kept[:, :-2].copy(), kept[:, -2].copy(), kept[:, -1].copy())
-    return _pass(tile, moving, now["Q"], now["phi"], settings, now["gauge"], rows, state)
+    return _pass(tile, moving, now, settings, rows, state)
 
 
 def _pass(
     tile: Any,
     moving: Rows,
-    Q: np.ndarray,
-    phi: np.ndarray,
+    now: Mapping[str, Any],
     settings: Settings,
-    gauge: np.ndarray | None,
     rows: tuple[int, int],
     state: str,
 ) -> Arrays:
-    new, total = tile_pass(*tile, moving, Q, phi, settings, gauge)
+    new, total = improved(tile, moving, now, settings)
     xp = array_module(new.n)
-    table = xp.zeros((rows[1] - rows[0], len(Q) + 2), np.float32)
+    table = xp.zeros((rows[1] - rows[0], len(now["Q"]) + 2), np.float32)
     table[: len(new.n)] = xp.column_stack(list(new))
     return total | {state: table}
 
@@ -78,9 +76,7 @@ def first_step(
 ) -> Arrays:  # fmt: skip
     """Factors after the first pass."""
     (found,) = starts.values()
-    Q, phi = ranked(found, number)
-    before = {"Q": Q, "phi": phi, "exponent": 1.0}
-    before |= {"losses": np.empty((0, 2)), "gauge": np.ones(len(Q))}
+    before = ranked(found, number) | {"exponent": 1.0, "losses": np.empty((0, 2))}
     return advance(
         total, n_panel=n_panel, settings=settings, platform_scaling=platform_scaling, now=before
     )
@@ -92,17 +88,13 @@ def advance(
 ) -> Arrays:  # fmt: skip
     """Factors of the next pass, and the losses so far."""
     (now,) = state.values()
-    Q, phi = np.asarray(now["Q"]), np.asarray(now["phi"])
     losses = np.asarray(now["losses"])
-    loss = total_loss(total, Q, phi, settings)
+    loss = total_loss(total, np.asarray(now["Q"]), np.asarray(now["phi"]), settings)
     previous = losses[-1].sum() if len(losses) else np.inf
     exponent = next_exponent(float(now["exponent"]), loss, previous, EXPONENT)
-    step = global_step(
-        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2, platform_scaling=platform_scaling
-    )
     parts = np.array([[total["loss_x"], loss - total["loss_x"]]])
     return {
-        **step._asdict(),
+        **moved(total, now, n_panel, settings, exponent, platform_scaling),
         "exponent": np.float64(exponent),
         "losses": np.concatenate([losses, parts]),
         "rejected": np.int64(total["rejected"]),
@@ -139,6 +131,24 @@ def load_spots(rows: tuple[int, int], *, state: str, name: str, **arguments: Any
         "soft": proportions(spot_loadings(soft, spot, n_spots)),
         "hard": proportions(spot_loadings(soft._replace(p=hard), spot, n_spots)),
         "loadings": spot_loadings(soft, spot, n_spots),
+    }
+
+
+def tied_scales(rows: tuple[int, int], *, fitted: tuple[str, ...], **arguments: Any) -> Arrays:
+    """Scales ``s`` of the spots of a tile in every fit, NaN without cells."""
+    sizes = [arguments.pop(f"{name}_rows")[:, -2:] for name in fitted]
+    _, above, spot = tile_of(**arguments)
+    mapped, n_spots = spot >= 0, above.shape[0]
+    scales = []
+    for size in sizes:
+        n, m = (
+            np.bincount(spot[mapped], size[: len(spot)][mapped, column], n_spots)
+            for column in (0, 1)
+        )
+        scales.append(np.divide(m, n, out=np.full(n_spots, np.nan), where=n > 0))
+    return {
+        "spot": arguments["spot_origin"][:n_spots] - 1,
+        "scale": np.stack(scales, axis=1),
     }
 
 

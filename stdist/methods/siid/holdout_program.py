@@ -12,7 +12,7 @@ import numpy as np
 
 from stdist.graph import Each, Program, Reduce, State, by_name
 from stdist.kernels.keyed_random import stream_key, uniforms
-from stdist.methods.siid.fit import TILE, never
+from stdist.methods.siid.fit import TILE
 from stdist.methods.siid.holdout_tiles import (
     NEIGHBORS,
     QUERIES,
@@ -72,13 +72,12 @@ class FoldProgram(Bound):
             options={**place_cells.options, "held": self.held},
             updates=(*place_cells.updates, "answers", "xy"),
         )
-        restarts = self._restarts()
-        stages: list[Any] = [layout, place_cells, place_spots, *restarts]
-        for number, name in enumerate(self.solutions):
-            stages += self._fit(name, "restarts", number, self.spec.passes, never)
-        stages.append(self._score())
+        stages: list[Any] = [layout, place_cells, place_spots, *self._solutions(), self._score()]
         if self.controls:
-            stages += self._neighbors(restarts[0])
+            sample = self._restarts()[0]
+            if self.spec.solver == "adam":  # whose runs take no sample
+                stages.append(sample)
+            stages += self._neighbors(sample)
         return Program(
             "siid_holdout",
             tuple(stages),

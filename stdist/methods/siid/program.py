@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
+from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
     advance,
@@ -17,6 +18,7 @@ from stdist.methods.siid.fit import (
     load_spots,
     never,
     settled,
+    tied_scales,
     write_rows,
 )
 from stdist.methods.siid.pair import Pair
@@ -61,7 +63,9 @@ class Bound:
         self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
         width = (self.n_factors + 7) // 8 * 8
         row = int(self.cell_entries * 12 + 6 * width * FLOAT)
-        self.tile = TileWorkspace(row, 6 * FLOAT * self.n_genes * width)
+        self.overdispersed = self.spec.spots_model == "negative_binomial"
+        tables = 8 if self.overdispersed else 6
+        self.tile = TileWorkspace(row, tables * FLOAT * self.n_genes * width)
 
     def states(self) -> dict[str, State]:
         """Rows that stay with the blocks, and those that go back to the cells."""
@@ -78,15 +82,15 @@ class Bound:
         }
         for name in self.fitted:
             found |= {f"{name}_rows": row, f"{name}_rows_back": row}
-        return found
+        return found | (AdamRuns(self).states() if self.spec.solver == "adam" else {})
 
     def program(self) -> Program:
         """Return the program."""
-        stages: list[Any] = [*self._lay_out(), *self._restarts()]
-        for number, name in enumerate(self.solutions):
-            stages += self._fit(name, "restarts", number, self.spec.passes, never)
+        stages: list[Any] = [*self._lay_out(), *self._solutions()]
         if self.spec.deconvolve:
-            stages += self._deconvolve()
+            stages += [*self._deconvolve(), self._spot_loadings()]
+        if self.spec.spot_scale == "tied":
+            stages.append(self._tied_scales())
         stages += self._results()
         spec, pair = self.spec, self.pair
         key = spec.key_added
@@ -141,6 +145,20 @@ class Bound:
             ),
         ]
 
+    def _solutions(self) -> list[Any]:
+        """Stages that leave rows and factors of every solution."""
+        stages: list[Any] = []
+        if self.spec.solver == "adam":
+            runs = AdamRuns(self)
+            for number in range(self.spec.n_restarts):
+                stages += runs.run(number)
+            taken = enumerate(self.solutions)
+            return stages + [runs.take(name, f"{name}_rows", number) for number, name in taken]
+        stages += self._restarts()
+        for number, name in enumerate(self.solutions):
+            stages += self._fit(name, "restarts", number, self.spec.passes, never)
+        return stages
+
     @property
     def every(self) -> int:
         """How many tiles have one in the sample."""
@@ -179,7 +197,11 @@ class Bound:
                 "restarts",
                 restart,
                 uses=("sample",),
-                options={"n_factors": self.n_factors, **common},
+                options={
+                    "n_factors": self.n_factors,
+                    "overdispersed": self.overdispersed,
+                    **common,
+                },
                 workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
                 nanoseconds=nanoseconds,
                 n_items=spec.n_restarts,
@@ -227,7 +249,8 @@ class Bound:
         return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
 
     def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
-        settings, state = self.spec.settings(entropy), f"{name.removesuffix('_hard')}_rows"
+        spec, settings = self.spec, self.spec.settings(entropy)
+        state = f"{name.removesuffix('_hard')}_rows"
         improve = Reduce(
             f"{name}_pass",
             improve_tile,
@@ -237,9 +260,9 @@ class Bound:
                 advance,
                 n_panel=self.pair.n_panel,
                 settings=settings,
-                platform_scaling=self.spec.platform_scaling,
+                platform_scaling=spec.platform_scaling,
             ),
-            on_device=True,
+            on_device=spec.spots_model == "poisson" and spec.spot_scale == "free",
             keep_csr=True,
             **self._pass(state, recalled=True),
         )
@@ -257,25 +280,40 @@ class Bound:
 
     def _deconvolve(self) -> list[Any]:
         """Converge first, then harden: entropy helps in the right optimum only."""
-        spec = self.spec
+        spec, hard = self.spec, f"{DECONVOLVED}_hard"
+        if spec.solver == "adam":
+            return [AdamRuns(self).take(hard, f"{DECONVOLVED}_rows", 0)]
         stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, settled)
-        hard = f"{DECONVOLVED}_hard"
         stages.append(self._loop(hard, DECONVOLVED, spec.entropy_passes, never, spec.entropy))
-        stages.append(
-            Reduce(
-                "spot_loadings",
-                load_spots,
-                uses=(hard,),
-                options={"state": f"{DECONVOLVED}_rows", "name": hard},
-                combine=concatenate,
-                gathers=True,
-                finalize=by_spot,
-                partial_bytes=self.pair.spots.n_obs * (3 * self.n_factors + 1) * FLOAT,
-                rows=self.places,
-                recalls=(*TILE, f"{DECONVOLVED}_rows"),
-            )
-        )
         return stages
+
+    def _spot_loadings(self) -> Reduce:
+        hard = f"{DECONVOLVED}_hard"
+        return Reduce(
+            "spot_loadings",
+            load_spots,
+            uses=(hard,),
+            options={"state": f"{DECONVOLVED}_rows", "name": hard},
+            combine=concatenate,
+            gathers=True,
+            finalize=by_spot,
+            partial_bytes=self.pair.spots.n_obs * (3 * self.n_factors + 1) * FLOAT,
+            rows=self.places,
+            recalls=(*TILE, f"{DECONVOLVED}_rows"),
+        )
+
+    def _tied_scales(self) -> Reduce:
+        return Reduce(
+            "tied_scales",
+            tied_scales,
+            options={"fitted": self.fitted},
+            combine=concatenate,
+            gathers=True,
+            finalize=by_spot,
+            partial_bytes=self.pair.spots.n_obs * (len(self.fitted) + 1) * FLOAT,
+            rows=self.places,
+            recalls=(*TILE, *(f"{name}_rows" for name in self.fitted)),
+        )
 
     def _results(self) -> list[Any]:
         spec, n_cells, key = self.spec, self.pair.cells.n_obs, self.spec.key_added

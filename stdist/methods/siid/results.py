@@ -42,6 +42,15 @@ def fit_results(
             "spot_loading": (("spot", "type"), spots["loadings"]),
             "type_loss": (("type_pass", "slide"), hard["losses"]),
         }
+    if spec.spots_model == "negative_binomial":
+        variables["dispersion"] = ("solution", "gene"), np.stack([f["dispersion"] for f in fits])
+        if spec.deconvolve:
+            variables["type_dispersion"] = "gene", values["types_hard"]["dispersion"]
+    if spec.spot_scale == "tied":
+        scale = values["tied_scales"]["scale"].T
+        variables["spot_scale"] = (("solution", "spot"), scale[: len(solutions)])
+        if spec.deconvolve:
+            variables["type_spot_scale"] = ("spot", scale[-1])
     found["factors"] = xr.Dataset(variables, coords=coordinates)
     return {f"uns/{spec.key_added}": found}
 

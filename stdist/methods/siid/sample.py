@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from stdist.kernels.poisson_factors import Settings, tile_pass
+from stdist.kernels.poisson_factors_dispersion import dispersion_step
 from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
 from stdist.methods.siid.spec import EXPONENT
 from stdist.store import TILE_ROWS
@@ -17,6 +20,8 @@ Arrays = dict[str, Any]
 SHORT_ROUNDS, LONG_ROUNDS, LONG_STARTS = 150, 700, 2
 """E-steps of every restart, and of the best of them before one is chosen: many short ones find a
 better optimum than a few long ones."""
+DISPERSION = 0.1
+"""Of every gene at the start."""
 
 
 def tile_of(
@@ -91,14 +96,17 @@ def restart(
     seed: int,
     settings: Settings,
     platform_scaling: bool,
+    overdispersed: bool,
 ) -> Arrays:
     """Fit the sample from a start of its own."""
     profile = sample["profile"]
-    factors = start_factors(profile, n_factors, seed + item)
-    return _fit(
-        sample, factors, np.ones(len(profile)), n_panel, seed + item, settings, SHORT_ROUNDS,
-        platform_scaling,
-    )  # fmt: skip
+    factors = {
+        "Q": start_factors(profile, n_factors, seed + item),
+        "phi": np.ones(len(profile)),
+    }
+    if overdispersed:
+        factors["dispersion"] = np.full(len(profile), DISPERSION)
+    return _fit(sample, factors, n_panel, seed + item, settings, SHORT_ROUNDS, platform_scaling)
 
 
 def go_on(
@@ -106,40 +114,65 @@ def go_on(
     platform_scaling: bool,
 ) -> Arrays:  # fmt: skip
     """Continue one of the best restarts."""
-    Q, phi = ranked(restarts, item)
-    return _fit(sample, Q, phi, n_panel, seed + item, settings, LONG_ROUNDS, platform_scaling)
+    factors = ranked(restarts, item)
+    return _fit(sample, factors, n_panel, seed + item, settings, LONG_ROUNDS, platform_scaling)
 
 
-def ranked(starts: Arrays, number: int) -> tuple[np.ndarray, np.ndarray]:
+def ranked(starts: Arrays, number: int) -> Arrays:
     """Factors of the restart with the lowest loss (0), the next (1), ..."""
     best = int(np.argsort(starts["loss"], kind="stable")[number])
-    return starts["Q"][best], starts["phi"][best]
+    return {name: values[best] for name, values in starts.items() if name != "loss"}
 
 
 def _fit(
     sample: Arrays,
-    Q: np.ndarray,
-    phi: np.ndarray,
+    factors: Arrays,
     n_panel: int,
     seed: int,
     settings: Settings,
     n_rounds: int,
     platform_scaling: bool,
 ) -> Arrays:
-    cells, spots = unpacked("cells", sample, n_panel), unpacked("spots", sample, Q.shape[1])
-    spot = sample["spot"]
-    rows = start_rows(cells, spots, spot, sample["origin"], len(Q), seed)
-    gauge, exponent, loss = np.ones(len(Q)), 1.0, np.inf
+    n_factors, n_genes = factors["Q"].shape
+    cells, spots = unpacked("cells", sample, n_panel), unpacked("spots", sample, n_genes)
+    slides = cells, spots, sample["spot"]
+    rows = start_rows(*slides, sample["origin"], n_factors, seed)
+    exponent, loss = 1.0, np.inf
     for _ in range(-(-n_rounds // settings.rounds)):
-        rows, total = tile_pass(cells, spots, spot, rows, Q, phi, settings, gauge)
-        previous, loss = loss, total_loss(total, Q, phi, settings)
+        rows, total = improved(slides, rows, factors, settings)
+        previous, loss = loss, total_loss(total, factors["Q"], factors["phi"], settings)
         exponent = next_exponent(exponent, loss, previous, EXPONENT)
-        step = global_step(
-            total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
-            platform_scaling=platform_scaling,
-        )  # fmt: skip
-        Q, phi, gauge = step
-    return {"Q": Q, "phi": phi, "loss": np.float64(loss)}
+        factors = moved(total, factors, n_panel, settings, exponent, platform_scaling)
+    del factors["gauge"]
+    return factors | {"loss": np.float64(loss)}
+
+
+def improved(
+    slides: tuple[Any, ...], rows: Rows, now: Mapping[str, Any], settings: Settings
+) -> tuple[Rows, Arrays]:
+    """Rows after a pass with the present factors, and its statistics."""
+    return tile_pass(
+        *slides, rows, now["Q"], now["phi"], settings, now.get("gauge"), now.get("dispersion")
+    )
+
+
+def moved(
+    total: Mapping[str, Any],
+    now: Mapping[str, Any],
+    n_panel: int,
+    settings: Settings,
+    exponent: float,
+    platform_scaling: bool,
+) -> Arrays:
+    """Return the factors of the next pass: ``Q, phi, gauge``, and ``dispersion`` if fitted."""
+    step = global_step(
+        total, np.asarray(now["Q"]), np.asarray(now["phi"]), n_panel, exponent=exponent,
+        l2=settings.l2, platform_scaling=platform_scaling,
+    )  # fmt: skip
+    if "dispersion" not in now:
+        return step._asdict()
+    found = dispersion_step(total, np.asarray(now["dispersion"]), exponent)
+    return {**step._asdict(), "dispersion": found}
 
 
 def stack(parts: list[Arrays]) -> Arrays:

@@ -17,6 +17,12 @@ ROUNDS = 3
 EXPONENT = 1.8
 """Largest over-relaxation of the factors."""
 
+LARGEST_LOG_WEIGHT = 700
+"""Beyond it the weight of entropy is too large for a number."""
+EM_ONLY = ("passes", "convergence_passes", "entropy", "entropy_passes", "spots_model", "spot_scale")
+ADAM_ONLY = ("learning_rate", "epochs", "entropy_schedule")
+"""Parameters that only one of the solvers has."""
+
 
 @dataclass(frozen=True)
 class SiidSpec:
@@ -44,8 +50,14 @@ class SiidSpec:
     convergence_passes: int = 500
     entropy: float = 11.0
     entropy_passes: int = 100
+    solver: str = "em"
+    learning_rate: float = 0.05
+    epochs: int = 5001
+    entropy_schedule: float = 1000.0
+    spots_model: str = "poisson"
+    spot_scale: str = "free"
     platform_scaling: bool = True
-    l2: float = 0.0
+    l2: float | None = None
     key_added: str = "siid"
     rng: int = 0
 
@@ -58,15 +70,28 @@ class SiidSpec:
             ("passes", 1, 10**5),
             ("convergence_passes", 1, 10**6),
             ("entropy_passes", 1, 10**5),
+            ("epochs", 2, 10**6),
             ("rng", 0, 2**32 - 1),
         ):
             check_number("siid", name, getattr(self, name), Integral, (low, high))
         for name, low, high in (
             ("max_distance", 1e-9, 1e9),
             ("entropy", 0, 1e6),
-            ("l2", 0, 1e3),
+            ("learning_rate", 1e-9, 1e3),
+            ("entropy_schedule", self.epochs / LARGEST_LOG_WEIGHT, 1e9),
+            *((("l2", 0, 1e3),) if self.l2 is not None else ()),
         ):
             check_number("siid", name, getattr(self, name), Real, (low, high))
+        for name, choices in (
+            ("solver", ("em", "adam")),
+            ("spots_model", ("poisson", "negative_binomial")),
+            ("spot_scale", ("free", "tied")),
+        ):
+            if getattr(self, name) not in choices:
+                raise self._wrong(name, f"one of {', '.join(map(repr, choices))}")
+        for name in ADAM_ONLY if self.solver == "em" else EM_ONLY:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise self._wrong(name, f"it with another solver than {self.solver!r} only")
         if self.n_solutions > self.n_restarts:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
         if self.transform is not None and len(self.matrix or ()) != 3:
@@ -89,9 +114,17 @@ class SiidSpec:
             raise self._wrong("transform", "numbers") from None
         return [numbers[at : at + 3] for at in (0, 3, 6)] if len(numbers) == 9 else None
 
+    @property
+    def weight_l2(self) -> float:
+        """Weight of squares; that of the paper is part of its solver."""
+        if self.l2 is not None:
+            return float(self.l2)
+        return 1e-5 if self.solver == "adam" else 0.0
+
     def settings(self, entropy: float = 0.0) -> Settings:
         """How rows move in a pass."""
-        return Settings(rounds=ROUNDS, entropy=entropy, l2=self.l2)
+        tied = self.spot_scale == "tied"
+        return Settings(rounds=ROUNDS, entropy=entropy, l2=self.weight_l2, tied=tied)
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
