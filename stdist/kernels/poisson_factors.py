@@ -121,10 +121,17 @@ def tile_pass(
         their ``empty_counts``; ``rejected``, over-relaxed rounds that were undone.
     """
     n_factors, n_panel = Q.shape[0], cells.shape[1]
-    options = Options(n_factors, settings.rounds, settings.exponent, settings.entropy, settings.l2)
+    options = Options(
+        n_factors,
+        settings.rounds,
+        settings.exponent,
+        settings.entropy,
+        settings.l2,
+        settings.tied,
+    )
     if array_module(rows.p) is not np:
-        if dispersion is not None:
-            raise NotImplementedError("negative binomial counts are for the host's processor")
+        if dispersion is not None or settings.tied:
+            raise NotImplementedError("dispersions and tied scales are for the host's processor")
         groups = _groups(host_array(spot))
         found = device_pass(cells, spots, spot, groups, rows, Q, phi, options, gauge)
         return Rows(*found[0]), found[1]
