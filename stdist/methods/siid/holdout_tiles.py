@@ -35,7 +35,7 @@ def place_cells_and_answers(
 ) -> Arrays:
     """Send each cell to its nearest spot, with its counts of the held-out genes."""
     placed = place_cells(rows, counts=counts, spatial=spatial, **arguments)
-    answers = read_counts(counts, rows, held)
+    answers = read_counts(counts, rows, held, "cells")
     return placed | {"answers": answers, "xy": np.asarray(spatial, np.float64)}
 
 
