@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anndata
+import pandas as pd
 import pytest
 
 from stdist.cli import main
@@ -139,8 +141,6 @@ def test_terminated_run_is_5_and_resumes(tmp_path, capsys):
 
 
 def test_measures_write_tables(cohort, tmp_path, capsys):
-    import pandas as pd
-
     labels = ["--slice-key", "batch", "--label-key", "cell_type"]
     pairs = tmp_path / "pairs.csv"
     names = anndata.read_zarr(cohort).var_names
@@ -194,6 +194,26 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
     adata = anndata.read_zarr(cells)
     assert adata.obsm["imputed"].shape == (1500, 2)
     assert list(adata.uns["imputed"]["genes"]["scale"]) == ["cells", "spots"]
+    table = tmp_path / "scores.csv"
+    what = ["measure", "siid-holdout", "--cells", cells, "--spots", spots, "--n-factors", 3,
+            "--n-solutions", 2, "--n-restarts", 2, "--passes", 2, "--sample-cells", 1024,
+            "--n-folds", 4, "--folds", "0,2", "--output", table, "--workers", 1]  # fmt: skip
+    code, text = run(*what, capsys=capsys)
+    assert code == 0, text.err
+    assert text.out.strip() == str(table)
+    assert "beaten" in text.err
+    scores = pd.read_csv(table)
+    assert set(scores["fold"]) == {0, 2}
+    kept = anndata.read_zarr(cells).uns["siid_holdout"]["scores"]
+    assert list(kept["r2"]) == pytest.approx(list(scores["r2"]))
+    code, text = run(*what, capsys=capsys)
+    assert code == 2
+    assert "[output-exists]" in text.err
+    code, text = run("report", cells, capsys=capsys)
+    assert code == 0, text.err
+    page = Path(text.out.strip())
+    assert page.parent.name.startswith("siid-")  # the fit's own, with the scores
+    assert "spots permuted" in page.read_text()
     code, text = run("verify", cells, capsys=capsys)
     assert "0 damaged" in text.out
 

@@ -141,5 +141,5 @@ def test_some_cells_without_a_spot_and_spots_without_cells_are_noted(slides):
     with warnings.catch_warnings():
         warnings.simplefilter("error", StdistWarning)
         unmapped, empty = pair(cells, spots).notes
-    assert "30 of 330 cells (9%) have no spot within 100 um: cells at x" in unmapped
-    assert "6 of 66 spots (9%) have no cell" in empty
+    assert "30 of 330 cells (9.1%) have no spot within 100 um: cells at x" in unmapped
+    assert "6 of 66 spots (9.1%) have no cell" in empty

@@ -144,13 +144,13 @@ class Pair:
         if self.unmapped > MANY_UNMAPPED * self.cells.n_obs:
             notes.append(
                 f"[cells-unmapped] {self.unmapped} of {self.cells.n_obs} cells "
-                f"({self.unmapped / self.cells.n_obs:.0%}) have no spot within "
+                f"({self.unmapped / self.cells.n_obs:.1%}) have no spot within "
                 f"{self.spec.max_distance:g} um: {describe_frames(self.corners, self.places)}"
             )
         if empty:
             notes.append(
                 f"[spots-empty] {empty} of {self.spots.n_obs} spots "
-                f"({empty / self.spots.n_obs:.0%}) have no cell and no proportions"
+                f"({empty / self.spots.n_obs:.1%}) have no cell and no proportions"
             )
         if self.only_in_cells:
             notes.append(
