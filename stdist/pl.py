@@ -6,6 +6,7 @@ from stdist.plots.groups import counts_by_batch
 from stdist.plots.maps import gene_maps
 from stdist.plots.siid import fit_losses, spot_proportions
 from stdist.plots.siid_maps import imputed_maps
+from stdist.plots.siid_scores import holdout_scores
 from stdist.plots.stages import stage_timings
 from stdist.plots.variance import variance_ratios
 
@@ -14,6 +15,7 @@ __all__ = [
     "counts_by_batch",
     "fit_losses",
     "gene_maps",
+    "holdout_scores",
     "imputed_maps",
     "sci_before_after",
     "spot_proportions",

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import anndata
+import pandas as pd
 import pytest
 
 from stdist.cli import main
-from stdist.store import Store
+from stdist.store import StdistWarning, Store
 
 
 def run(*arguments, capsys=None):
@@ -139,8 +142,6 @@ def test_terminated_run_is_5_and_resumes(tmp_path, capsys):
 
 
 def test_measures_write_tables(cohort, tmp_path, capsys):
-    import pandas as pd
-
     labels = ["--slice-key", "batch", "--label-key", "cell_type"]
     pairs = tmp_path / "pairs.csv"
     names = anndata.read_zarr(cohort).var_names
@@ -194,6 +195,25 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
     adata = anndata.read_zarr(cells)
     assert adata.obsm["imputed"].shape == (1500, 2)
     assert list(adata.uns["imputed"]["genes"]["scale"]) == ["cells", "spots"]
+    table = tmp_path / "scores.csv"
+    what = ["measure", "siid-holdout", "--cells", cells, "--spots", spots, "--n-factors", 3,
+            "--n-solutions", 2, "--n-restarts", 2, "--passes", 2, "--sample-cells", 1024,
+            "--n-folds", 4, "--folds", "2", "--output", table, "--workers", 1]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)  # a fit this short beats nothing
+        code, text = run(*what, capsys=capsys)
+    assert code == 0, text.err
+    assert text.out.strip() == str(table)
+    assert "beaten" in text.err
+    scores = pd.read_csv(table)
+    assert set(scores["fold"]) == {2}
+    kept = anndata.read_zarr(cells).uns["siid_holdout"]["scores"]
+    assert list(kept["r2"]) == pytest.approx(list(scores["r2"]))
+    code, text = run("report", cells, capsys=capsys)
+    assert code == 0, text.err
+    page = Path(text.out.strip())
+    assert page.parent.name.startswith("siid_holdout-")
+    assert "spots permuted" in page.read_text()
     code, text = run("verify", cells, capsys=capsys)
     assert "0 damaged" in text.out
 

@@ -20,9 +20,10 @@ def table():
     """Table of programs, as the README must have it."""
     lines = ["| command | Python | what it does |", "|---|---|---|"]
     for name, entry in PROGRAMS.items():
-        command = f"stdist {name}" if entry.kind == "store" else f"stdist run {name}"
-        if name == "filter":
-            command = "stdist filter"
+        command = {
+            "store": f"stdist {name}",
+            "measure": f"stdist measure {name.replace('_', '-')}",
+        }.get(entry.kind, f"stdist run {name}")
         lines.append(f"| `{command}` | `{entry.function}` | {entry.summary} |")
     for name, measure in MEASURES.items():
         text = measure.summary

@@ -18,6 +18,8 @@ from stdist.graph.record import RunRecord
 from stdist.methods.simulate_pair import simulate_pair
 from stdist.report import genes, html, siid, write_report
 from stdist.report.genes import summarise
+from stdist.report.run import RunFacts
+from stdist.report.siid_controls import holdout_command
 from stdist.store import InputError, RunStopped
 from tests import toy
 
@@ -246,8 +248,8 @@ def test_a_pair_of_slides_has_genes_spots_and_losses(pair, tmp_path, monkeypatch
     fit = FIT | {"held_out": held_out}
     run = quietly(stdist.tl.siid, cells, spots=spots, progress=False, **fit)
     page = Page(write_report(run))
-    own = ["Imputed genes", "Types in the spots", "Losses"]
-    assert [name for name in page.headings if name != "Warnings"][:3] == own
+    own = ["Imputed genes", "Against simple controls", "Types in the spots", "Losses"]
+    assert [name for name in page.headings if name != "Warnings"][:4] == own
     assert page.images == 4
     assert re.search("imputed maps of (gene_0003, gene_0017|gene_0017, gene_0003)", page.source)
     adata = stdist.io.open(cells)
@@ -258,6 +260,9 @@ def test_a_pair_of_slides_has_genes_spots_and_losses(pair, tmp_path, monkeypatch
     alone = [np.corrcoef(total, counts[:, n])[0, 1] ** 2 for n in range(2)]
     for found in (*r2, *alone, np.mean(r2), np.mean(alone)):
         assert html.number(found) in page.text
+    for name, mean in adata.uns["siid"]["held_out"][["siid", "B", "total"]].mean().items():
+        assert html.number(mean) in page.text, name
+    assert f"stdist measure siid-holdout --cells {cells} --spots {spots}" in page.text
     factors = adata.uns["siid"]["factors"]
     assert html.number(factors["loss"][1, -1].sum() - factors["loss"][1, -1, 1]) in page.text
     assert html.number(np.nanmean(factors["spot_proportion_hard"][:, 2])) in page.text
@@ -277,8 +282,47 @@ def test_a_fit_without_types_or_held_out_genes_says_what_its_scores_mean(pair, t
     run = quietly(stdist.tl.siid, cells, spots=pair[1], progress=False, **fit)
     page = Page(write_report(run))
     assert "Types in the spots" not in page.headings
-    assert "siid_holdout" in page.text
+    assert "How well this fit imputes genes is not known" in page.text
+    assert "stdist measure siid-holdout --cells" in page.text
     assert page.images == 3
+
+
+def test_a_hold_out_is_set_beside_its_controls_in_the_report_of_the_fit(pair, tmp_path):
+    cells = shutil.copytree(pair[0], tmp_path / "cells.zarr")
+    fit = FIT | {"deconvolve": False, "key_added": "mine"}
+    run = quietly(stdist.tl.siid, cells, spots=pair[1], progress=False, **fit)
+    assert "--key-added mine_holdout" in Page(write_report(run)).text
+    few = {**fit, "key_added": "mine_holdout", "n_folds": 4, "folds": [1], "passes": 1}
+    few["n_factors"] = 1  # imputes the total of the cell, which is a control
+    found = quietly(stdist.tl.siid_holdout, cells, spots=pair[1], progress=False, **few)
+    pages = [Page(write_report(folder)) for folder in (run, run_folders(cells)[-1])]
+    for page in pages:  # of the fit, and of the scoring itself
+        assert "Against simple controls" in page.headings
+        assert "stdist measure" not in page.text
+        assert page.images == 4
+        for _, row in found.summary.iterrows():
+            assert html.number(row["r2"]) in page.text
+        told = [note for note in found.notes if note.startswith("[control-")]
+        assert told
+        assert all(note in page.text for note in told)
+    impute = stdist.tl.siid_impute(cells, key="mine", genes=["gene_0001"], progress=False)
+    assert "Against simple controls" in Page(write_report(impute)).headings
+    command = holdout_command(RunFacts(run))
+    changed = RunFacts(run)
+    changed.parameters |= {"layer": "raw counts", "transform": [[1, 0, 5], [0, 1, 0], [0, 0, 1]]}
+    longer = holdout_command(changed)
+    assert longer.startswith(command.partition(" --key-added")[0])
+    assert "--layer 'raw counts' --transform 1,0,5,0,1,0,0,0,1" in longer
+
+
+def test_nothing_to_draw_without_controls(pair):
+    adata = stdist.io.open(pair[0]).to_memory()
+    with pytest.raises(InputError, match="scores-absent"):
+        stdist.pl.holdout_scores(adata)
+    scores = pd.DataFrame({"gene": ["a"], "method": ["siid"], "r2": [0.5]})
+    adata.uns["siid_holdout"] = {"scores": scores}
+    with pytest.raises(InputError, match="no scores of controls"):
+        stdist.pl.holdout_scores(adata)
 
 
 def test_an_unfinished_run_says_why_and_how_to_resume(store, tmp_path):

@@ -18,6 +18,7 @@ from stdist.cli import show
 from stdist.cli.measure import measure
 from stdist.cli.options import (
     block_option,
+    chosen_store,
     cluster_options,
     executor,
     method_options,
@@ -310,7 +311,7 @@ def _add_methods() -> None:
     from stdist.methods.registry import PROGRAMS
 
     for name, entry in PROGRAMS.items():
-        if entry.kind == "store":
+        if entry.kind in ("store", "measure"):
             continue
         common = [
             click.Option(["--params"], type=click.Path(exists=True), help="TOML file of options."),
@@ -350,7 +351,9 @@ class _LazyCommand(click.Command):
         super().__init__(
             name,
             params=[first, *params, overwrite],
-            callback=lambda **options: action(name, self._store(options), options),
+            callback=lambda **options: action(
+                name, chosen_store(options, entry.store_option), options
+            ),
             help=f"{entry.summary[0].upper()}{entry.summary[1:]}.",
             epilog=f"Example: stdist {verb} {name} {self._example(entry)} {entry.example}",
         )
@@ -363,17 +366,6 @@ class _LazyCommand(click.Command):
     def _example(entry: Any) -> str:
         option = entry.store_option
         return f"--{option} xenium.zarr" if option else "cohort.zarr"
-
-    def _store(self, options: dict[str, Any]) -> Path:
-        """Return the store that is worked on, given by its place or by its option."""
-        given, name = [options.pop("store")], self.entry.store_option
-        given += [options.pop(name)] if name else []
-        chosen = [path for path in given if path is not None]
-        if len(chosen) != 1:
-            message = f"give the store once: as STORE or with --{name}"
-            raise click.UsageError(message)
-        path: Path = chosen[0]
-        return path
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.complete:

@@ -1,7 +1,8 @@
-"""Measures from the command line: tables that add nothing to the store."""
+"""Measures from the command line: tables; only what names a key is kept in the store, too."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +11,26 @@ from typing import Any, NamedTuple
 import click
 
 from stdist.cli.options import (
+    block_option,
+    chosen_store,
     cluster_options,
     executor,
     method_options,
     read_parameters,
 )
+from stdist.methods.registry import PROGRAMS
 
 
 class Entry(NamedTuple):
-    """A measure: its function in `stdist.metrics`, what it says, and an example."""
+    """A measure: its function in `stdist.metrics`, what it says, and an example.
+
+    Where a measure takes several data sets, `store_option` names the first.
+    """
 
     function: str
     summary: str
     example: str
+    store_option: str = ""
 
 
 MEASURES = {
@@ -54,6 +62,18 @@ MEASURES = {
 }
 
 
+PASSED_ON = {
+    "stdist.tl.siid_holdout": (
+        "stdist.tl.siid",
+        {"held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"},
+    )
+}
+"""Function whose other parameters a measure passes on, and those that have no meaning there."""
+NO_TEXT = ("fold_of_gene",)
+"""Parameters that have no form on a command line."""
+STORE = click.Path(path_type=Path)
+
+
 @click.group("measure")
 def measure() -> None:
     """Measure a correction, or what neighbouring cells express."""
@@ -63,29 +83,35 @@ class _Measure(click.Command):
     """A command whose options come from the measure's function when it is used."""
 
     def __init__(self, name: str, entry: Entry) -> None:
+        first = entry.store_option
+        params: list[click.Parameter] = [
+            click.Argument(["store"], type=STORE, required=not first),
+            click.Option(["--output"], type=STORE, help="FILE.csv"),
+        ]
+        if first:
+            params.insert(1, click.Option([f"--{first}"], type=STORE, help="The same as STORE."))
+        where = f"--{first} xenium.zarr" if first else "cohort.zarr"
         super().__init__(
             name,
-            params=[
-                click.Argument(["store"], type=click.Path(path_type=Path)),
-                click.Option(["--output"], type=click.Path(path_type=Path), help="FILE.csv"),
-            ],
-            callback=self._run,
+            params=params,
+            callback=lambda **options: self._run(chosen_store(options, first), **options),
             help=f"{entry.summary[0].upper()}{entry.summary[1:]}.",
-            epilog=f"Example: stdist measure {name} cohort.zarr {entry.example} --output table.csv",
+            epilog=f"Example: stdist measure {name} {where} {entry.example} --output table.csv",
         )
         self.function, self.complete = entry.function, False
         cluster_options(self)
 
     def _public(self) -> Callable[..., Any]:
-        from stdist import metrics
-
-        return getattr(metrics, self.function)  # type: ignore[no-any-return]
+        return _function(self.function)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.complete:
-            self.params[1:1] = method_options(self._public())
+            self.params[1:1] = self._options()
             self.complete = True
         return super().get_params(ctx)
+
+    def _options(self) -> list[click.Option]:
+        return method_options(self._public())
 
     def _run(self, store: Path, output: Path | None, **options: Any) -> None:
         from stdist.store import Store
@@ -104,6 +130,32 @@ class _Measure(click.Command):
             click.echo(str(output))
 
 
+class _KeptMeasure(_Measure):
+    """A measure that is a program, too: its table is kept in the store."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        super().__init__(name, entry)
+        flag = click.Option(["--overwrite"], is_flag=True, help="Replace what is kept.")
+        self.params.append(flag)
+        block_option(self)
+
+    def _options(self) -> list[click.Option]:
+        """Its own options, and those of the fit that it passes on."""
+        own = [option for option in super()._options() if option.name not in NO_TEXT]
+        path, without = PASSED_ON[self.function]
+        known = {option.name for option in own} | without
+        return own + [o for o in method_options(_function(path)) if o.name not in known]
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Find a function of `stdist.metrics`, or one named with its module."""
+    module, _, function = name.rpartition(".")
+    found: Callable[..., Any] = getattr(
+        importlib.import_module(module or "stdist.metrics"), function
+    )
+    return found
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as the functions take them: pairs A:B, the name X for the main matrix."""
     if "type_pairs" in options:
@@ -114,8 +166,12 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(found: Any) -> tuple[Any, str]:
+    from stdist.methods.siid.holdout import HoldoutScores
     from stdist.metrics.hvg import HvgConservation
 
+    if isinstance(found, HoldoutScores):
+        shown = found.summary[["genes", "r2", "pearson", "advantage", "beaten"]]
+        return found.scores.set_index(["fold", "gene", "method"]), shown.round(4).to_string()
     if hasattr(found, "to_dataframe"):
         return found.to_dataframe(), ""
     if isinstance(found, HvgConservation):
@@ -126,3 +182,7 @@ def _table(found: Any) -> tuple[Any, str]:
 
 for _name, _entry in MEASURES.items():
     measure.add_command(_Measure(_name, _entry))
+for _name, _program in PROGRAMS.items():
+    if _program.kind == "measure":
+        _shown = Entry(_program.function, _program.summary, _program.example, _program.store_option)
+        measure.add_command(_KeptMeasure(_name.replace("_", "-"), _shown))

@@ -54,6 +54,17 @@ def executor(client: str | None, workers: int | None, memory: str | None) -> Ite
         yield Cluster(active)
 
 
+def chosen_store(options: dict[str, Any], name: str) -> Path:
+    """Take out the store that is worked on, given by its place or, if there is one, its option."""
+    given = [options.pop("store"), *([options.pop(name)] if name else [])]
+    chosen = [path for path in given if path is not None]
+    if len(chosen) != 1:
+        message = f"give the store once: as STORE or with --{name}"
+        raise click.UsageError(message)
+    path: Path = chosen[0]
+    return path
+
+
 def method_options(function: Callable) -> list[click.Option]:
     """Options of a method: the keyword arguments of its public function that are no RUNTIME."""
     annotations = {

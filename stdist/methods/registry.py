@@ -126,6 +126,14 @@ PROGRAMS = {
         "--genes CD4,CD8A --spots visium.zarr",
         "cells",
     ),
+    "siid_holdout": Entry(
+        "stdist.methods.siid.holdout_results:build_siid_holdout",
+        "stdist.tl.siid_holdout",
+        "measure",
+        "imputation by siid of genes held out, beside simple baselines and permuted spots",
+        "--spots visium.zarr --n-factors 15",
+        "cells",
+    ),
 }
 
 

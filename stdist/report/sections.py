@@ -19,6 +19,8 @@ from stdist.report.run import RunFacts
 
 ROWS = 20
 LONG = 160
+TOLD_BELOW = ("[held-out]", "[imputation-unscored]")
+"""Notes that a section of their own says in more detail."""
 
 
 def title(facts: RunFacts) -> str:
@@ -56,7 +58,7 @@ def _wall(facts: RunFacts) -> str:
 
 def warnings(facts: RunFacts) -> str:
     """What the user should know: an error, or notes on the data."""
-    texts = list(facts.notes)
+    texts = [note for note in facts.notes if not note.startswith(TOLD_BELOW)]
     if not facts.finished:
         error = facts.state.get("error")
         texts.insert(0, f"The run has not finished{f': {error}' if error else '.'}")

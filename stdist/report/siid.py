@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stdist.graph import Each, Program, Reduce
+from stdist.graph import Each, Program, Reduce, run_folders
 from stdist.kernels.imputation_scores import gene_scores, merge_score_sums, score_sums
 from stdist.kernels.moments import dense_rows
 from stdist.methods.data import Data, StoreData
@@ -21,6 +21,7 @@ from stdist.preprocess.bound import TileWorkspace
 from stdist.report import html
 from stdist.report.genes import N_DRAWN
 from stdist.report.run import RunFacts
+from stdist.report.siid_controls import controls
 from stdist.store import InputError
 
 ROWS = 20
@@ -29,19 +30,37 @@ Section = tuple[str, str]
 
 
 def siid_sections(
-    facts: RunFacts, genes: Sequence[str] | None, pictures: bool, client: Any
+    run: RunFacts, genes: Sequence[str] | None, pictures: bool, client: Any
 ) -> list[Section]:
-    """Return the sections of a finished run of SIID; none for another program."""
-    if facts.program != "siid" or not facts.finished or facts.data is None:
+    """Return the sections of a finished fit, or of the fit that a run imputes from or scores."""
+    facts = _fit(run)
+    if facts is None or facts.data is None or not facts.written:
         return []
     key = facts.parameters["key_added"]
     table = imputed_genes(facts.data, key, facts.parameters["layer"], client)
     chosen = [genes] if isinstance(genes, str) else list(genes or telling(table))
     return [
         ("Imputed genes", _genes(facts, table, chosen, pictures, client)),
+        ("Against simple controls", controls(facts, pictures)),
         ("Types in the spots", _types(facts, pictures)),
         ("Losses", _losses(facts, pictures)),
     ]
+
+
+def _fit(run: RunFacts) -> RunFacts | None:
+    """Find the run that fitted the factors: this one, or the newest of their key."""
+    if not run.finished:
+        return None
+    if run.program == "siid":
+        return run
+    key = {
+        "siid_impute": run.parameters.get("key"),
+        "siid_holdout": str(run.parameters.get("key_added")).removesuffix("_holdout"),
+    }.get(run.program)
+    fits = [RunFacts(folder) for folder in run_folders(run.store)] if key else []
+    of_key = [fit for fit in fits if fit.program == "siid" and fit.finished
+              and fit.parameters["key_added"] == key]  # fmt: skip
+    return of_key[-1] if of_key else None
 
 
 def imputed_genes(data: Data, key: str, layer: str | None, client: Any) -> pd.DataFrame:
@@ -156,8 +175,7 @@ def _genes(
                 "Held-out genes took no part in the fit of the cells."
                 if len(held)
                 else "All these genes were shown to the fit: this says how well it describes them, "
-                "not how well it imputes. stdist.tl.siid_holdout holds genes out and scores them "
-                "beside simple baselines."
+                "not how well it imputes."
             )
         )
     )

@@ -56,7 +56,7 @@ def score(
 ) -> None:
     """Fill in what `stdist.tl.siid_holdout` finds on a pair."""
     cells, spots = pair
-    options = {"spots": spots, "fold_of_gene": folds, **fit}
+    options = {"spots": spots, "fold_of_gene": folds, "key_added": None, **fit}
     began = time.process_time()
     stdist.tl.siid_holdout(cells, folds=chosen[:1], controls=False, **options)
     table.setdefault(OURS, {})[f"{name} CPU s"] = time.process_time() - began

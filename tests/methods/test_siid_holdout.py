@@ -12,8 +12,11 @@ import pytest
 from scipy import sparse
 
 import stdist
+from stdist.graph import InProcess, resume, unfinished
+from stdist.graph.status import describe_runs
 from stdist.kernels.pair_simulation import pair_model
-from stdist.store import InputError, StdistWarning
+from stdist.methods.registry import build
+from stdist.store import InputError, RunStopped, Staging, StdistWarning, Store, verify
 
 FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "passes": 3, "sample_cells": 1024}
 
@@ -36,7 +39,8 @@ def simulated():
     return mine, slides(spots.counts, spots.spatial, genes)
 
 
-def quietly(*arguments, **options):
+def quietly(*arguments, key_added=None, **options):
+    options["key_added"] = key_added
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StdistWarning)
         return stdist.tl.siid_holdout(*arguments, **options)
@@ -64,12 +68,21 @@ def test_baselines_are_those_recorded(shared):
 
 def test_scores_are_those_of_the_imputed_matrix(simulated):
     mine, above = simulated
-    found = quietly(mine, spots=above, n_folds=5, folds=[3], controls=False, **FAST)
-    genes = list(found.scores["gene"])
+    found = quietly(mine, spots=above, n_folds=5, folds=[3], **FAST)
+    scores = {name: table.set_index("gene") for name, table in found.scores.groupby("method")}
+    genes = list(scores["siid"].index)
     assert len(genes) == 8
 
     fitted = mine.copy()
     stdist.tl.siid(fitted, spots=above, held_out=genes, deconvolve=False, **FAST)
+    own = fitted.uns["siid"]["held_out"]  # what the fit itself says of these genes
+    assert list(own.columns) == ["siid", "solution 0", "solution 1", "B", "total"]
+    for method in ("siid", "B", "total"):
+        np.testing.assert_allclose(own[method], scores[method]["r2"], rtol=1e-9, err_msg=method)
+    single = own.filter(like="solution").mean()
+    spread = found.summary.loc["siid", "seed_range"]
+    assert single.max() - single.min() == pytest.approx(spread)
+    assert f"imputed {own['siid'].mean():.4f}" in fitted.uns["siid"]["notes"][0]
     factors = fitted.uns["siid"]["factors"]
     profile = factors["profile"].sel(gene=genes).values.reshape(-1, len(genes))
     counts = mine[:, genes].X.toarray().astype(float)
@@ -89,7 +102,7 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
         * (2 * covariance + 9e-4) / (x.var(axis=0) + y.var(axis=0) + 9e-4),
     }  # fmt: skip
     for name, expected in direct.items():
-        np.testing.assert_allclose(found.scores[name], expected, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(scores["siid"][name], expected, rtol=1e-5, err_msg=name)
     assert found.summary.loc["siid", "r2"] == pytest.approx(direct["r2"].mean(), rel=1e-5)
 
 
@@ -151,6 +164,13 @@ def test_a_control_that_is_as_good_is_told(shared):
         found = stdist.tl.siid_holdout(
             mine, spots=above, fold_of_gene=fold_of_gene, folds=[0], **FAST
         )
+    assert list(mine.uns["siid_holdout"]["notes"]) == found.notes
+    held_out = [gene for gene, fold in fold_of_gene.items() if fold == 0]
+    with pytest.warns(StdistWarning) as told:
+        stdist.tl.siid(mine, spots=above, held_out=held_out, deconvolve=False, **FAST)
+    wins = [str(warning.message) for warning in told][-1]
+    assert wins.startswith("[control-wins]")
+    assert "B 0.346" in wins
     text = [str(warning.message) for warning in caught]
     assert set(found.notes) <= set(text)
     assert any(note.startswith("[control-wins]") and "B 0.346" in note for note in text)
@@ -169,7 +189,9 @@ def test_a_control_that_is_as_good_is_told(shared):
         ("parameter-range", {"n_folds": 41}),
         ("parameter-range", {"folds": [10]}),
         ("parameter-range", {"folds": []}),
+        ("parameter-range", {"folds": ["first"]}),
         ("parameter-range", {"n_neighbors": 0}),
+        ("parameter-range", {"held_out": ["g00"]}),
         ("gene-absent", {"fold_of_gene": {"g00": 0, "nothing": 1}}),
     ],
 )
@@ -178,6 +200,97 @@ def test_folds_that_are_none_are_refused(simulated, code, options):
     with pytest.raises(InputError) as caught:
         stdist.tl.siid_holdout(mine, spots=above, **FAST, **options)
     assert caught.value.code == code
+
+
+@pytest.fixture
+def stores(simulated, tmp_path):
+    paths = tmp_path / "cells.zarr", tmp_path / "spots.zarr"
+    for adata, path in zip(simulated, paths, strict=True):
+        stdist.io.write(adata, path)
+    return paths
+
+
+KEPT = {**FAST, "n_folds": 10, "folds": [3], "passes": 1}
+
+
+def test_scores_are_kept_where_the_cells_are(simulated, stores, monkeypatch):
+    mine, above = simulated[0].copy(), simulated[1]
+    cells, spots = stores
+    found = quietly(mine, spots=above, key_added="scored", **KEPT)
+    again = quietly(cells, spots=spots, key_added="scored", progress=False, **KEPT)
+    pd.testing.assert_frame_equal(found.scores, again.scores)
+    for kept in (mine.uns["scored"], Store(cells).uns("scored")):
+        pd.testing.assert_frame_equal(
+            kept["scores"].reset_index(drop=True), found.scores, check_dtype=False
+        )
+        pd.testing.assert_frame_equal(
+            kept["summary"], found.summary, check_dtype=False, check_names=False,
+            check_index_type=False,
+        )  # fmt: skip
+        assert list(np.atleast_1d(kept["notes"])) == found.notes
+        assert kept["params"]["n_factors"] == 4
+        assert list(np.atleast_1d(kept["params"]["folds"])) == [3]
+    assert verify.verify(cells)[0] == []
+    assert describe_runs(cells)[-1]["state"] == "done"
+    monkeypatch.setattr("stdist.methods.siid.holdout.FoldProgram", None)  # refused before a fold
+    for data, other in ((mine, above), (cells, spots)):
+        with pytest.raises(InputError) as caught:
+            stdist.tl.siid_holdout(data, spots=other, key_added="scored", **KEPT)
+        assert caught.value.code == "output-exists"
+
+
+def test_what_replaces_scores_is_all_there_or_not_at_all(stores, monkeypatch):
+    """Killed while tables are written, or while they are switched in."""
+    cells, spots = stores
+    options = {**KEPT, "controls": False, "progress": False, "key_added": "scored"}
+    first = quietly(cells, spots=spots, **options)
+
+    def stop_at(patch, step):
+        original = getattr(Staging, step)
+
+        def dies(staging, *arguments):
+            if staging.target == cells:  # not where the fold leaves its sums
+                raise KeyboardInterrupt
+            return original(staging, *arguments)
+
+        patch.setattr(Staging, step, dies)
+
+    for step in ("write_element", "_link_columns"):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(RunStopped):
+                quietly(cells, spots=spots, overwrite=True, rng=1, **options)
+        waiting = unfinished(cells)
+        assert len(waiting) == 1
+        with pytest.raises(InputError, match="unfinished"):
+            quietly(cells, spots=spots, overwrite=True, **options)
+        if step == "write_element":
+            with pytest.raises(InputError, match="scores-lost"):
+                resume(cells, build, InProcess())
+            kept = Store(cells).uns("scored")["scores"]
+            assert list(kept["r2"]) == list(first.scores["r2"])
+        else:
+            resume(cells, build, InProcess())
+            kept = Store(cells).uns("scored")
+            assert kept["params"]["rng"] == 1
+        assert unfinished(cells) == []
+        assert verify.verify(cells)[0] == []
+
+
+def test_scores_that_cannot_be_kept_are_returned_all_the_same(stores, monkeypatch):
+    cells, spots = stores
+
+    original = Staging.write_element
+
+    def full(staging, *arguments):
+        if staging.target == cells:
+            raise OSError(28, "No space left on device")
+        return original(staging, *arguments)
+
+    monkeypatch.setattr(Staging, "write_element", full)
+    with pytest.warns(StdistWarning, match="scores-not-kept"):
+        found = stdist.tl.siid_holdout(cells, spots=spots, **KEPT, controls=False, progress=False)
+    assert len(found.scores) == 4
 
 
 @pytest.mark.slow

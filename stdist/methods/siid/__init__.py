@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stdist.graph import Program
 from stdist.methods.data import StoreData, open_data
 from stdist.methods.run import run_program
+from stdist.methods.siid.impute_model import fit_entry
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import siid_program
 from stdist.methods.siid.spec import SiidSpec
+from stdist.store import StdistWarning
 
 __all__ = ["SiidSpec", "build_siid", "siid"]
 
@@ -121,8 +126,10 @@ def siid(
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
-        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots;
+        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots,
         dispersions and tied scales where they were fitted.
+        ``uns[key_added]["held_out"]``: R2 of each gene of `held_out` that the cells have, of its
+        imputation and of two controls, as in `siid_holdout`.
     rng
         Seed.
     client
@@ -142,7 +149,13 @@ def siid(
     Raises
     ------
     InputError
-        If the slides share no gene, coordinates are in different frames, or counts are not counts.
+        If the slides share no gene, coordinates are in different frames, counts are not counts, or
+        there are more factors than spots, cells or genes of the panel.
+
+    Warns
+    -----
+    StdistWarning
+        If cells are without a spot, or a control is as good as the imputation of `held_out`.
 
     Notes
     -----
@@ -183,7 +196,7 @@ def siid(
         rng=rng,
     )
     opened = open_data(data)
-    return run_program(
+    folder = run_program(
         siid_program(Pair(opened, open_data(spots), spec)),
         opened,
         client=client,
@@ -191,3 +204,7 @@ def siid(
         progress=progress,
         overwrite=overwrite,
     )
+    for note in np.atleast_1d(fit_entry(opened, key_added)["notes"]):
+        if str(note).startswith("[control-"):
+            warnings.warn(str(note), StdistWarning, stacklevel=2)
+    return folder

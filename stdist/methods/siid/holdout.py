@@ -14,18 +14,23 @@ import pandas as pd
 
 from stdist.cluster import executor_for
 from stdist.graph import InProcess, choose_progress, run_in_memory, start
-from stdist.kernels.imputation_scores import gene_scores
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.methods.data import AnnDataData, Data, open_data
+from stdist.methods.run import check_free
+from stdist.methods.siid.held_out import verdicts
 from stdist.methods.siid.holdout_program import RESULT, FoldProgram
-from stdist.methods.siid.holdout_tiles import NEIGHBORS, STREAMED
+from stdist.methods.siid.holdout_results import (
+    SCORES,
+    SINGLE,
+    fold_scores,
+    keep,
+    keeping_program,
+    summarise,
+)
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound
 from stdist.methods.siid.spec import SiidSpec
 from stdist.store import InputError, RunStopped, StdistWarning, Store
-
-SCORES = ("r2", "pearson", "ssim", "rmse", "symmetrised_kl")
-_SINGLE = "solution"
 
 
 class HoldoutScores(NamedTuple):
@@ -50,9 +55,11 @@ def siid_holdout(
     fold_of_gene: Mapping[str, int] | None = None,
     controls: bool = True,
     n_neighbors: int = 10,
+    key_added: str | None = "siid_holdout",
     rng: int = 0,
     client: Any = None,
     block_length: int | None = None,
+    overwrite: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> HoldoutScores:
@@ -63,8 +70,12 @@ def siid_holdout(
 
     Parameters
     ----------
-    data, spots, n_factors
-        As of `stdist.tl.siid`.
+    data
+        Cells: path of a store, a lazy AnnData of `stdist.io.open`, or an AnnData.
+    spots
+        Spots: the same.
+    n_factors
+        Number of factors of the fits.
     n_folds
         Number of folds, as equal in size as possible.
     folds
@@ -77,10 +88,15 @@ def siid_holdout(
         scored too: about twice the time.
     n_neighbors
         Cells in the baselines that average over neighbours, the cell itself among them.
+    key_added
+        ``uns[key_added]`` of the cells: parameters, scores, summary and notes, all at once at the
+        end; None: nowhere. The report of a fit with the key ``siid`` shows ``siid_holdout``.
     rng
         Seed of the folds, the fits and the permutation.
     client, block_length, progress
         As of `stdist.tl.siid`.
+    overwrite
+        Replace existing scores.
     **options
         Other parameters of `stdist.tl.siid` on the fit and on where the data are: ``layer``,
         ``transform``, ``n_solutions``, ``passes``, ``sample_cells`` ...
@@ -113,14 +129,13 @@ def siid_holdout(
     Warns
     -----
     StdistWarning
-        If a control is not beaten.
+        If a control is not beaten, or the scores could not be kept in the store.
 
     Notes
     -----
-    Nothing is written into the stores: a fold leaves its sums in a temporary folder beside the
-    store of the cells. Sums of scores come from tiles of cells, so no matrix of cells and genes is
-    held. Neighbours are looked for, and scored, among at most about ``sample_cells`` cells: whole
-    tiles of spots, all of them in small data.
+    A fold leaves its sums in a temporary folder beside the store of the cells; they come from tiles
+    of cells, so no matrix of cells and genes is held. Neighbours are looked for, and scored, among
+    at most about ``sample_cells`` cells: whole tiles of spots, all of them in small data.
 
     Baselines A to D and the scores are those of SIID (Genome Research 2025, doi
     10.1101/gr.280555.125). The paper does not say what its neighbours are near in. That the
@@ -132,12 +147,28 @@ def siid_holdout(
     >>> found = siid_holdout("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
     >>> found.summary[["r2", "beaten"]]  # doctest: +SKIP
     """
+    if "held_out" in options:
+        raise _wrong("held_out", options["held_out"], "leave it out: folds say what is held out")
     cells, above = open_data(data), open_data(spots)
     common = {"n_factors": n_factors, "rng": rng, "deconvolve": False, **options}
     everything = Pair(cells, above, SiidSpec(**common))
     genes_of = _chosen_folds(everything, n_folds, folds, fold_of_gene, rng)
     if n_neighbors < 1:
         raise _wrong("n_neighbors", n_neighbors, "give at least 1")
+    given = {
+        "n_factors": n_factors,
+        "n_folds": n_folds if fold_of_gene is None else None,
+        "folds": list(genes_of),
+        "controls": controls,
+        "n_neighbors": n_neighbors,
+        "rng": rng,
+        **options,
+    }
+    keeping = (
+        None if key_added is None else keeping_program(cells, str(above.path), key_added, given)
+    )
+    if keeping is not None:
+        check_free(keeping, cells, overwrite)
     notes = [*everything.notes, *(_sampled(everything) if controls else [])]
     tables, ranges = [], []
     with _runner(cells, client, block_length, progress) as run:
@@ -147,15 +178,17 @@ def siid_holdout(
             if controls:
                 fits.append(FoldProgram(pair, controls=False, permuted=True))
             for fit in fits:
-                found = _scores(run(fit), fit, genes)
-                single = found["method"].str.startswith(_SINGLE)
+                found = fold_scores(run(fit), fit, genes)
+                single = found["method"].str.startswith(SINGLE)
                 means = found[single].groupby("method")["r2"].mean()
                 method = "permuted" if fit.permuted else "siid"
                 ranges.append((method, means.max() - means.min()))
                 tables.append(found[~single].assign(fold=fold))
     scores = pd.concat(tables, ignore_index=True)[["fold", "gene", "method", *SCORES]]
-    summary = _summary(scores, pd.DataFrame(ranges, columns=["method", "range"]))
-    notes += _verdicts(summary)
+    summary = summarise(scores, pd.DataFrame(ranges, columns=["method", "range"]))
+    notes += verdicts(summary)
+    if keeping is not None:
+        notes += keep(keeping, cells, scores, summary, notes, overwrite)
     for note in notes:
         warnings.warn(note, StdistWarning, stacklevel=2)
     return HoldoutScores(scores, summary, notes)
@@ -186,7 +219,10 @@ def _chosen_folds(
         )
     fold_of = {str(name): int(fold) for name, fold in fold_of_gene.items()}
     known = sorted(set(fold_of.values()))
-    wanted = known if folds is None else [int(fold) for fold in folds]
+    try:
+        wanted = known if folds is None else [int(fold) for fold in folds]
+    except ValueError:
+        raise _wrong("folds", folds, f"give some of {known}") from None
     if not wanted or not set(wanted) <= set(known):
         raise _wrong("folds", folds, f"give some of {known}")
     return {fold: [name for name in shared if fold_of.get(name) == fold] for fold in wanted}
@@ -249,33 +285,6 @@ def _folder_beside(store: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _scores(sums: Mapping[str, Any], fit: FoldProgram, genes: list[str]) -> pd.DataFrame:
-    """Scores of a fold: one row per method and gene, single solutions among the methods."""
-    first = "permuted" if fit.permuted else "siid"
-    single = [f"{_SINGLE} {number}" for number in range(len(fit.solutions))]
-    names = {"score": [first, *single], "neighbors": list(NEIGHBORS)}
-    names["score"] += STREAMED if fit.controls else ()
-    tables = [
-        pd.DataFrame(gene_scores(sums[part])).assign(
-            method=np.repeat(methods, len(genes)), gene=genes * len(methods)
-        )
-        for part, methods in names.items()
-        if part in sums  # in whatever order they were kept
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _summary(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
-    methods = list(dict.fromkeys(scores["method"]))
-    by_method = scores.groupby("method")
-    summary = by_method[list(SCORES)].mean().reindex(methods)
-    summary.insert(0, "genes", by_method.size())
-    summary["advantage"] = summary.loc["siid", "r2"] - summary["r2"]
-    summary["seed_range"] = ranges.groupby("method")["range"].mean()
-    beaten = summary["advantage"] > summary.loc["siid", "seed_range"]
-    return summary.assign(beaten=beaten.where(summary.index != "siid"))
-
-
 def _sampled(pair: Pair) -> list[str]:
     """Say so where neighbours are looked for in a sample."""
     n_cells = pair.cells.n_obs
@@ -285,24 +294,3 @@ def _sampled(pair: Pair) -> list[str]:
         f"[baselines-sampled] neighbours are looked for, and scored, among about "
         f"{pair.spec.sample_cells} of {n_cells} cells"
     ]
-
-
-def _verdicts(summary: pd.DataFrame) -> list[str]:
-    """Name the controls that are as good."""
-    own, spread = summary.loc["siid", ["r2", "seed_range"]]
-    level = f"SIID has a mean R2 of {own:.4f} (its seeds differ by {spread:.4f})"
-    as_good = summary.loc[summary["beaten"].eq(False), "r2"]
-    notes = []
-    for verb, which in (("wins", as_good > own), ("ties", as_good <= own)):
-        listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != "permuted"]
-        if listed:
-            notes.append(
-                f"[control-{verb}] {level}, simple baselines: {', '.join(listed)}; the genes that "
-                "are shown may be too few for the method"
-            )
-    if "permuted" in as_good:
-        notes.append(
-            f"[control-permuted] {level}, with the spots permuted {as_good['permuted']:.4f}: "
-            "the imputation uses which genes vary together, not where the spots are"
-        )
-    return notes

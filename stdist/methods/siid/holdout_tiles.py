@@ -35,7 +35,7 @@ def place_cells_and_answers(
 ) -> Arrays:
     """Send each cell to its nearest spot, with its counts of the held-out genes."""
     placed = place_cells(rows, counts=counts, spatial=spatial, **arguments)
-    answers = read_counts(counts, rows, held)
+    answers = read_counts(counts, rows, held, "cells")
     return placed | {"answers": answers, "xy": np.asarray(spatial, np.float64)}
 
 
@@ -52,7 +52,8 @@ def score_tile(
     tables = [(arguments.pop(f"{name}_rows"), arguments.pop(name)) for name in solutions]
     cells, above, spot = tile_of(**arguments)
     n_cells = len(spot)
-    single = [_imputed(table[:n_cells], fit, n_panel) for table, fit in tables]
+    held = slice(n_panel, None)
+    single = [imputed_means(table[:n_cells], fit, held) for table, fit in tables]
     estimates = [np.mean(single, axis=0), *single]
     if controls:
         totals = row_sums(cells), row_sums(above[:, :n_panel])
@@ -61,10 +62,12 @@ def score_tile(
     return scored(dense_rows(answers[:n_cells]), estimates)
 
 
-def _imputed(table: np.ndarray, fit: Mapping[str, Any], n_panel: int) -> np.ndarray:
-    """Means of the held-out genes in the cells of one solution."""
+def imputed_means(
+    table: np.ndarray, fit: Mapping[str, Any], genes: slice | np.ndarray
+) -> np.ndarray:
+    """Means of some genes of the model in the cells of one solution."""
     p, n = current_rows(table, fit)
-    means: np.ndarray = (n[:, None] * p) @ np.asarray(fit["Q"])[:, n_panel:]
+    means: np.ndarray = (n[:, None] * p) @ np.asarray(fit["Q"])[:, genes]
     return means
 
 

@@ -38,12 +38,12 @@ def load_spots(
     outside: np.ndarray,
 ) -> Arrays:
     """Loadings of the spots of a tile in every solution, and their counts of the other genes."""
-    known = sparse.csc_array(read_counts(counts, rows, columns).T.astype(np.float64))
+    known = sparse.csc_array(read_counts(counts, rows, columns, "spots").T.astype(np.float64))
     found = [
         gene_profiles(known, np.ascontiguousarray((profile * platform).T), TOLERANCE)[0].T
         for profile, platform in zip(model["profile"], model["platform"], strict=True)
     ]
-    other = read_counts(counts, rows, outside).tocoo()
+    other = read_counts(counts, rows, outside, "spots").tocoo()
     return {
         "loadings": np.stack(found, axis=1),
         "spot": other.row.astype(np.int64) + rows[0],

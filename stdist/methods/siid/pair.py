@@ -12,8 +12,9 @@ from stdist.kernels.spot_layout import SpotLayout, crowded_spots, spot_layout
 from stdist.kernels.spot_map import nearest_spots, transformed
 from stdist.methods.checks import check_counts
 from stdist.methods.data import UNIQUE_BAND, Data
+from stdist.methods.siid.frames import describe_frames, likely_cause
 from stdist.methods.siid.spec import SiidSpec
-from stdist.store import InputError, Source
+from stdist.store import TILE_ROWS, InputError, Source
 
 MOST_UNMAPPED, MANY_UNMAPPED = 0.5, 0.05
 """Shares of cells without a spot that are refused, and that are warned of."""
@@ -25,8 +26,8 @@ class Pair:
     Raises
     ------
     InputError
-        If the slides share no gene, coordinates are wrong or in different frames, or the panel is
-        empty.
+        If the slides share no gene, the panel is empty or smaller than the number of factors,
+        coordinates are wrong or in different frames, or the first rows hold no counts.
     """
 
     def __init__(self, cells: Data, spots: Data, spec: SiidSpec) -> None:
@@ -35,6 +36,10 @@ class Pair:
         self.spot_counts = spots.matrix(spec.spots_layer)
         self.spatial = _coordinates(cells, spec.spatial_key)
         self._match_genes()
+        self._check_factors()
+        for slide, counts in (("cells", self.counts), ("spots", self.spot_counts)):
+            first = 0, min(TILE_ROWS, counts.shape[0])  # all others are checked when they are read
+            check_slide(counts.read(*first), first, slide)
         places = _coordinates(spots, spec.spots_spatial_key).read(0, spots.n_obs)
         self.places = _finite(places, spec.spots_spatial_key, spots.place, 0)
         if spec.matrix is not None:
@@ -71,23 +76,46 @@ class Pair:
         self.spot_columns = np.array([theirs[name] for name in self.genes])
         self.only_in_cells = [name for name in mine if name not in theirs]
 
+    def _check_factors(self) -> None:
+        """Refuse more factors than either slide can tell apart."""
+        limits = {
+            "spots": self.spots.n_obs,
+            "cells": self.cells.n_obs,
+            "genes in the panel": self.n_panel,
+        }
+        kind = min(limits, key=lambda name: limits[name])
+        if self.spec.n_factors > limits[kind]:
+            raise InputError(
+                "factors-too-many",
+                f"n_factors is {self.spec.n_factors}, and there are {limits[kind]} {kind}",
+                place=self.spots.place if kind == "spots" else self.cells.place,
+                remedy=f"give at most {limits[kind]}, and better far fewer",
+            )
+
     def _map(self) -> None:
         """Count the cells of each spot, in one pass over the coordinates."""
         n_cells, n_spots = self.cells.n_obs, self.spots.n_obs
         self.nearest_cells = np.zeros(n_spots, np.int64)
         self.mapped_cells = np.zeros(n_spots, np.int64)
+        low, high = np.full(2, np.inf), np.full(2, -np.inf)
         for start in range(0, n_cells, UNIQUE_BAND):
-            found = self.map_cells((start, min(n_cells, start + UNIQUE_BAND)))
+            points = self.cell_places((start, min(n_cells, start + UNIQUE_BAND)))
+            low, high = np.minimum(low, points.min(axis=0)), np.maximum(high, points.max(axis=0))
+            found = nearest_spots(points, self.places, self.spec.max_distance)
             self.nearest_cells += np.bincount(found.nearest, minlength=n_spots)
             self.mapped_cells += np.bincount(found.spot[found.spot >= 0], minlength=n_spots)
         self.unmapped = n_cells - int(self.mapped_cells.sum())
+        self.corners = np.array([low, high])
         if self.unmapped > MOST_UNMAPPED * n_cells:
+            some = self.cell_places((0, min(n_cells, UNIQUE_BAND)))
             raise InputError(
                 "cells-unmapped",
-                f"{self.unmapped} of {n_cells} cells are more than {self.spec.max_distance:g} from "
-                "any spot",
-                place=f"obsm {self.spec.spatial_key!r} and {self.spec.spots_spatial_key!r}",
-                remedy="bring both slides into one frame (transform) and one unit (um)",
+                f"{self.unmapped} of {n_cells} cells are more than {self.spec.max_distance:g} um "
+                f"from any spot: {describe_frames(self.corners, self.places)}",
+                place=f"obsm {self.spec.spatial_key!r} of {self.cells.place} and "
+                f"{self.spec.spots_spatial_key!r} of {self.spots.place}",
+                remedy="bring both slides into one frame (transform) and one unit (um); "
+                + likely_cause(some, self.corners, self.places, self.spec.max_distance),
             )
         crowded = crowded_spots(self.nearest_cells)
         if len(crowded):
@@ -99,10 +127,9 @@ class Pair:
                 remedy="use smaller spots, or filter out cells far from every spot",
             )
 
-    def map_cells(self, rows: tuple[int, int]) -> Any:
-        """Nearest spots of some cells (`stdist.kernels.spot_map.SpotMap`)."""
-        points = _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
-        return nearest_spots(points, self.places, self.spec.max_distance)
+    def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
+        """Coordinates of some cells, float64."""
+        return _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
 
     @cached_property
     def layout(self) -> SpotLayout:
@@ -116,11 +143,15 @@ class Pair:
         empty = int((self.mapped_cells == 0).sum())
         if self.unmapped > MANY_UNMAPPED * self.cells.n_obs:
             notes.append(
-                f"[cells-unmapped] {self.unmapped} of {self.cells.n_obs} cells have no spot within "
-                f"{self.spec.max_distance:g}"
+                f"[cells-unmapped] {self.unmapped} of {self.cells.n_obs} cells "
+                f"({self.unmapped / self.cells.n_obs:.1%}) have no spot within "
+                f"{self.spec.max_distance:g} um: {describe_frames(self.corners, self.places)}"
             )
         if empty:
-            notes.append(f"[spots-empty] {empty} of {self.spots.n_obs} spots have no cell")
+            notes.append(
+                f"[spots-empty] {empty} of {self.spots.n_obs} spots "
+                f"({empty / self.spots.n_obs:.1%}) have no cell and no proportions"
+            )
         if self.only_in_cells:
             notes.append(
                 f"[genes-not-in-spots] {len(self.only_in_cells)} genes of the cells take no part, "
@@ -129,15 +160,30 @@ class Pair:
         return notes
 
 
-def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray) -> Any:
-    """Some columns of counts as CSR float32 rows.
+def check_slide(counts: Any, rows: tuple[int, int], slide: str) -> None:
+    """Check the counts of some rows of the cells or of the spots.
 
     Raises
     ------
     InputError
         If a count is negative, fractional or not finite.
     """
-    check_counts(counts, rows)
+    try:
+        check_counts(counts, rows)
+    except InputError as error:
+        place = f"{error.place} of the {slide}"
+        raise InputError(error.code, error.thing, place=place, remedy=error.remedy) from None
+
+
+def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray, slide: str) -> Any:
+    """Some columns of counts of the cells or of the spots as CSR float32 rows.
+
+    Raises
+    ------
+    InputError
+        As `check_slide`.
+    """
+    check_slide(counts, rows, slide)
     chosen = sparse.csr_matrix(counts[:, columns], dtype=np.float32)
     chosen.sum_duplicates()
     chosen.eliminate_zeros()

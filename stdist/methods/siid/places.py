@@ -31,7 +31,7 @@ def place_cells(
     place = layout["place"][found.nearest] + 1
     return {
         "position": layout["first_row"][found.nearest],
-        "cells": read_counts(counts, rows, columns),
+        "cells": read_counts(counts, rows, columns, "cells"),
         "origin": np.arange(*rows) + 1,
         "spot": np.where(found.spot >= 0, place, 0).astype(np.int16),
         "spot_number": found.spot,
@@ -44,7 +44,7 @@ def place_spots(
     """Send each spot to its place in the tile of its cells."""
     return {
         "position": layout["spot_row"][slice(*rows)],
-        "spots": read_counts(counts, rows, columns),
+        "spots": read_counts(counts, rows, columns, "spots"),
         "spot_origin": np.arange(*rows) + 1,
     }
 

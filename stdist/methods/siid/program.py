@@ -21,6 +21,7 @@ from stdist.methods.siid.fit import (
     tied_scales,
     write_rows,
 )
+from stdist.methods.siid.held_out import answered_genes, held_out_stages
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.places import lay_out, place_cells, place_spots, take_back
 from stdist.methods.siid.results import fit_results
@@ -106,6 +107,7 @@ class Bound:
                 genes=pair.genes,
                 n_panel=pair.n_panel,
                 solutions=self.solutions,
+                answered=answered_genes(pair),
             ),
             result_keys=(f"uns/{key}",),
             state=self.states(),
@@ -319,6 +321,9 @@ class Bound:
         spec, n_cells, key = self.spec, self.pair.cells.n_obs, self.spec.key_added
         fitted = tuple(f"{name}_rows" for name in self.fitted)
         types = DECONVOLVED if spec.deconvolve else None
+        scores = []
+        if answered_genes(self.pair):
+            scores = held_out_stages(self.pair, self.solutions, self.cell_entries)
         values = (*self.solutions, *((f"{DECONVOLVED}_hard",) if spec.deconvolve else ()))
         writes = {
             "spot": Output(f"obs/{key}_spot", (), "int32"),
@@ -335,6 +340,7 @@ class Bound:
                 updates=("spot_back", *(f"{name}_back" for name in fitted)),
                 places=n_cells,
             ),
+            *scores,
             Map(
                 "write",
                 write_rows,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stdist.methods.siid.held_out import held_out_notes, held_out_table, unscored_note
 from stdist.methods.siid.spec import SiidSpec
 
 
@@ -16,8 +17,9 @@ def fit_results(
     genes: np.ndarray,
     n_panel: int,
     solutions: tuple[str, ...],
+    answered: list[str],
 ) -> dict[str, Any]:
-    """Parameters, factors and notes, as xarray where dimensions have names."""
+    """Parameters, factors (xarray, because dimensions have names), scores and notes."""
     import xarray as xr
 
     fits = [values[name] for name in solutions]
@@ -31,7 +33,13 @@ def fit_results(
         "loss": (("solution", "pass", "slide"), np.stack([fit["losses"] for fit in fits])),
     }
     coordinates["slide"] = np.array(["cells", "spots"])
-    found: dict[str, Any] = {"params": _params(spec), "notes": notes or None}
+    found: dict[str, Any] = {"params": _params(spec)}
+    if answered:
+        found["held_out"] = held_out_table(values["held_out"], answered, len(solutions))
+        notes = [*notes, *held_out_notes(found["held_out"])]
+    else:
+        notes = [*notes, unscored_note(spec.n_factors)]
+    found["notes"] = notes
     if spec.deconvolve:
         hard, spots = values["types_hard"], values["spot_loadings"]
         variables |= {

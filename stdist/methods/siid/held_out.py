@@ -1,0 +1,167 @@
+"""Genes held out of a fit, scored at its end beside the two cheapest controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stdist.graph import Reduce, concatenate
+from stdist.kernels.imputation_baselines import baseline_means
+from stdist.kernels.imputation_scores import gene_scores
+from stdist.kernels.moments import dense_rows, row_sums
+from stdist.methods.siid.holdout_tiles import imputed_means, merged, scored
+from stdist.methods.siid.pair import Pair, read_counts
+from stdist.preprocess.bound import TileWorkspace
+from stdist.store import TILE_ROWS
+
+Arrays = dict[str, Any]
+FLOAT, SINGLE = 8, 4
+CONTROLS = ("B", "total")
+"""Counts of the spot scaled to the total of the cell, and that total alone."""
+
+
+def answered_genes(pair: Pair) -> list[str]:
+    """Genes held out that the cells have counts of."""
+    known = set(map(str, pair.cells.var_names))
+    return [str(name) for name in pair.genes[pair.n_panel :] if str(name) in known]
+
+
+def held_out_stages(pair: Pair, solutions: tuple[str, ...], entries: float) -> list[Reduce]:
+    """Stages that score the genes; `entries` are the stored counts of a cell in the panel."""
+    genes = answered_genes(pair)
+    number = {str(name): column for column, name in enumerate(pair.cells.var_names)}
+    place = {str(name): column for column, name in enumerate(pair.genes)}
+    model = np.array([place[name] for name in genes])
+    n_estimates = 1 + len(solutions) + len(CONTROLS)
+    row = SINGLE * len(genes) + FLOAT
+    return [
+        Reduce(
+            "spots_held_out",
+            read_spots,
+            {"counts": pair.spot_counts},
+            options={
+                "panel": pair.spot_columns[: pair.n_panel],
+                "held": pair.spot_columns[model],
+            },
+            combine=concatenate,
+            gathers=True,
+            workspace=TileWorkspace(3 * row + 24 * pair.n_panel),
+            nanoseconds=2000.0,
+            partial_bytes=max(TILE_ROWS, pair.spots.n_obs) * row,
+        ),
+        Reduce(
+            "held_out",
+            score_cells,
+            {"counts": pair.counts},
+            ("spots_held_out", *solutions),
+            {
+                "panel": pair.panel_columns,
+                "held": np.array([number[name] for name in genes]),
+                "model": model,
+                "solutions": solutions,
+            },
+            combine=merged,
+            workspace=TileWorkspace(int(24 * entries) + (16 + n_estimates) * FLOAT * len(genes), 0),
+            nanoseconds=20.0 * n_estimates * len(genes),
+            partial_bytes=9 * FLOAT * n_estimates * len(genes),
+            recalls=("spot_back", *(f"{name}_rows_back" for name in solutions)),
+        ),
+    ]
+
+
+def read_spots(
+    rows: tuple[int, int], *, counts: Any, panel: np.ndarray, held: np.ndarray
+) -> Arrays:
+    """Counts of the held-out genes in some spots, and the spots' totals over the panel."""
+    return {
+        "counts": dense_rows(read_counts(counts, rows, held, "spots")).astype(np.float32),
+        "total": row_sums(read_counts(counts, rows, panel, "spots")),
+    }
+
+
+def score_cells(
+    rows: tuple[int, int],
+    *,
+    counts: Any,
+    spots_held_out: Arrays,
+    spot_back: np.ndarray,
+    panel: np.ndarray,
+    held: np.ndarray,
+    model: np.ndarray,
+    solutions: tuple[str, ...],
+    **arguments: Any,
+) -> Arrays:
+    """Score the mean of the solutions, each of them, and the controls."""
+    answers = dense_rows(read_counts(counts, rows, held, "cells"))
+    total = row_sums(read_counts(counts, rows, panel, "cells"))
+    single = [
+        imputed_means(arguments[f"{name}_rows_back"], arguments[name], model) for name in solutions
+    ]
+    controls = baseline_means(
+        (0, len(answers)), spots_held_out["counts"], spot_back, total, spots_held_out["total"], {}
+    )
+    estimates = [np.mean(single, axis=0), *single, *(controls[name] for name in CONTROLS)]
+    return scored(answers, estimates)
+
+
+def held_out_table(sums: Mapping[str, Any], genes: Sequence[str], n_solutions: int) -> pd.DataFrame:
+    """R2 by gene of the imputation (``siid``), of its single solutions and of the controls."""
+    names = ["siid", *(f"solution {number}" for number in range(n_solutions)), *CONTROLS]
+    r2 = gene_scores(sums)["r2"].reshape(len(names), len(genes))
+    return pd.DataFrame(r2.T, index=pd.Index(genes, dtype=object, name=None), columns=names)
+
+
+def held_out_notes(table: pd.DataFrame) -> list[str]:
+    """What the scores come to, and a control that is as good."""
+    mean = table.mean()
+    single = mean[mean.index.str.startswith("solution")]
+    spread = single.max() - single.min()
+    shown = mean[["siid", *CONTROLS]]
+    summary = pd.DataFrame({"r2": shown, "seed_range": spread})
+    summary["beaten"] = (shown["siid"] - shown > spread).astype("boolean")
+    summary.loc["siid", "beaten"] = pd.NA
+    level = (
+        f"[held-out] mean R2 of the {len(table)} genes held out: imputed {shown['siid']:.4f}, "
+        f"counts of the spot scaled to the cell (B) {shown['B']:.4f}, "
+        f"total of the cell alone {shown['total']:.4f}"
+    )
+    return [level, *verdicts(summary)]
+
+
+def unscored_note(n_factors: int) -> str:
+    """Say which command tells how well genes are imputed."""
+    return (
+        "[imputation-unscored] no gene was held out, so this fit does not tell how well genes are "
+        "imputed: `stdist measure siid-holdout --cells CELLS --spots SPOTS --n-factors "
+        f"{n_factors}` does, beside simple controls"
+    )
+
+
+def verdicts(summary: pd.DataFrame) -> list[str]:
+    """Name the controls that are as good.
+
+    Parameters
+    ----------
+    summary
+        One row per method, ``siid`` among them: ``r2``, ``seed_range`` and ``beaten``.
+    """
+    own, spread = summary.loc["siid", ["r2", "seed_range"]]
+    level = f"SIID has a mean R2 of {own:.4f} (its seeds differ by {spread:.4f})"
+    as_good = summary.loc[summary["beaten"].eq(False).fillna(False), "r2"]
+    notes = []
+    for verb, which in (("wins", as_good > own), ("ties", as_good <= own)):
+        listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != "permuted"]
+        if listed:
+            notes.append(
+                f"[control-{verb}] {level}, simple baselines: {', '.join(listed)}; the genes that "
+                "are shown may be too few for the method"
+            )
+    if "permuted" in as_good:
+        notes.append(
+            f"[control-permuted] {level}, with the spots permuted {as_good['permuted']:.4f}: "
+            "the imputation uses which genes vary together, not where the spots are"
+        )
+    return notes

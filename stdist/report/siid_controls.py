@@ -1,0 +1,127 @@
+"""The section of a SIID report that sets imputation beside simple controls."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stdist.methods.data import StoreData
+from stdist.methods.siid.spec import SiidSpec
+from stdist.plots.siid_scores import CONTROLS, holdout_scores, kept_scores, scores_by_gene
+from stdist.report import html
+from stdist.report.run import RunFacts
+from stdist.store import InputError
+
+ROWS = 20
+PLACED = ("layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_distance", "transform")
+"""Parameters that say where the data are, which a hold-out must share with the fit."""
+NAMES = {
+    "siid": "SIID",
+    "permuted": "SIID, spots permuted",
+    "A": "counts of the spot (A)",
+    "B": "the same, scaled to the cell (B)",
+    "C_expression": "A over neighbours in expression (C)",
+    "C_space": "A over neighbours in space (C)",
+    "D_expression": "B over neighbours in expression (D)",
+    "D_space": "B over neighbours in space (D)",
+    "total": "total count of the cell",
+}
+
+
+def controls(facts: RunFacts, pictures: bool) -> str:
+    """Scores of genes held out: of the stored hold-out, else of the fit, else how to get them."""
+    assert facts.data is not None
+    key = f"{facts.parameters['key_added']}_holdout"
+    try:
+        kept = kept_scores(facts.data, key)
+    except InputError:
+        return _of_the_fit(facts)
+    return _of_the_holdout(facts.data, key, kept, pictures)
+
+
+def _of_the_fit(facts: RunFacts) -> str:
+    """Genes that the fit itself held out, and the command that scores all of them."""
+    parts = []
+    table = facts.written.get("held_out")
+    if table is not None:
+        shown = ["siid", "B", "total"]
+        cards = [(NAMES[name], html.number(table[name].mean())) for name in shown]
+        parts.append(html.paragraph(f"Mean R² over the {len(table)} genes held out of this fit."))
+        parts.append(html.cards(cards))
+        parts += _warnings(facts.notes)
+        rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
+        parts.append(html.table(("gene", *(f"R² of {NAMES[name]}" for name in shown)), rows))
+    missing = "The score with the spots permuted" if parts else "How well this fit imputes genes"
+    parts.append(
+        html.paragraph(f"{missing} is not known; this command tells, for genes held out in folds:")
+    )
+    return "".join([*parts, html.commands([holdout_command(facts)])])
+
+
+def holdout_command(facts: RunFacts) -> str:
+    """Command line that scores the imputation of a run by folds of held-out genes."""
+    parameters = facts.parameters
+    words = ["stdist", "measure", "siid-holdout", "--cells", str(facts.store)]
+    words += ["--spots", str(parameters["spots"]), "--n-factors", str(parameters["n_factors"])]
+    default = SiidSpec(n_factors=1)
+    for name in PLACED:
+        value = parameters.get(name)
+        if value is not None and value != getattr(default, name):
+            text = ",".join(str(v) for v in np.ravel(value)) if isinstance(value, list) else value
+            words += [f"--{name.replace('_', '-')}", str(text)]
+    if parameters["key_added"] != default.key_added:
+        words += ["--key-added", f"{parameters['key_added']}_holdout"]
+    return shlex.join(words)
+
+
+def _of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures: bool) -> str:
+    summary, wide = kept["summary"], scores_by_gene(kept["scores"])
+    parameters = kept["params"]
+    folds = np.atleast_1d(parameters["folds"])
+    parts = [
+        html.paragraph(
+            f"{len(wide)} genes of {len(folds)} folds, each imputed by a fit with "
+            f"{int(parameters['n_factors'])} factors that was not shown their counts in the cells."
+        ),
+        *_warnings(kept.get("notes")),
+    ]
+    if pictures and any(name in wide for name in CONTROLS):
+        parts.append(html.picture(holdout_scores(data.path, key=key), "R² of SIID and of controls"))
+    rows = [
+        (
+            NAMES.get(str(name), str(name)),
+            *(html.number(row[column]) for column in ("r2", "pearson", "advantage")),
+            _word(row["beaten"]),
+        )
+        for name, row in summary.iterrows()
+    ]
+    head = ("method", "mean R²", "mean Pearson", "SIID better by", "beaten")
+    parts.append(html.table(head, rows))
+    spread = html.number(float(summary.loc["siid", "seed_range"]))
+    parts.append(
+        html.paragraph(
+            f"Beaten: SIID is better by more than the mean R² of its seeds differs ({spread})."
+        )
+    )
+    shown = [name for name in ("siid", *CONTROLS) if name in wide]
+    genes = wide.nlargest(ROWS, "siid")
+    parts.append(html.paragraph(f"The {len(genes)} genes with the largest R² of {len(wide)}."))
+    body = [(gene, *map(html.number, row[shown])) for gene, row in genes.iterrows()]
+    parts.append(html.table(("gene", *(f"R² of {NAMES[name]}" for name in shown)), body))
+    return "".join(parts)
+
+
+def _warnings(notes: Any) -> list[str]:
+    texts = [] if notes is None else [str(note) for note in np.atleast_1d(notes)]
+    wanted = [text for text in texts if text.startswith("[control-")]
+    return [html.warnings_list(wanted)] if wanted else []
+
+
+def _word(beaten: Any) -> str:
+    if pd.isna(beaten):
+        return ""
+    return "yes" if beaten else "NO"
