@@ -131,7 +131,7 @@ def rigid(moves: Floats, centre: Floats, radius: float) -> Floats:
     matrices = np.zeros((len(moves), 3, 3))
     matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
     matrices[:, 1, 0] = np.sin(angle)
-    matrices[:, 0, 1] = -matrices[:, 1, 0]
+    matrices[:, 0, 1] = 0.0 - matrices[:, 1, 0]
     matrices[:, :2, 2] = moves[:, :2] + centre - matrices[:, :2, :2] @ centre
     matrices[:, 2, 2] = 1.0
     return matrices
