@@ -118,6 +118,14 @@ PROGRAMS = {
         "--spots visium.zarr --n-factors 15",
         "cells",
     ),
+    "siid_align": Entry(
+        "stdist.methods.siid.align:build_siid_align",
+        "stdist.tl.siid_align",
+        "preprocess",
+        "the rigid move that brings spots onto their cells, or that it cannot be told",
+        "--spots visium.zarr --n-factors 15",
+        "cells",
+    ),
     "siid_impute": Entry(
         "stdist.methods.siid.impute:build_siid_impute",
         "stdist.tl.siid_impute",
