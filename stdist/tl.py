@@ -2,8 +2,17 @@
 
 from stdist.methods.crescendo import crescendo
 from stdist.methods.siid import siid
+from stdist.methods.siid.choose import siid_choose_factors
 from stdist.methods.siid.holdout import siid_holdout
 from stdist.methods.siid.impute import imputed_layer, siid_impute
 from stdist.preprocess.kmeans import kmeans
 
-__all__ = ["crescendo", "imputed_layer", "kmeans", "siid", "siid_holdout", "siid_impute"]
+__all__ = [
+    "crescendo",
+    "imputed_layer",
+    "kmeans",
+    "siid",
+    "siid_choose_factors",
+    "siid_holdout",
+    "siid_impute",
+]

@@ -8,7 +8,13 @@ import numpy as np
 from scipy import sparse
 
 from stdist.kernels.poisson_factors import Settings, tile_pass
-from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors_global import (
+    GlobalStep,
+    global_step,
+    next_exponent,
+    total_loss,
+)
+from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
 from stdist.methods.siid.spec import EXPONENT
 from stdist.store import TILE_ROWS
@@ -116,7 +122,12 @@ def ranked(starts: Arrays, number: int) -> tuple[np.ndarray, np.ndarray]:
     return starts["Q"][best], starts["phi"][best]
 
 
-def _fit(
+def _fit(sample: Arrays, Q: np.ndarray, phi: np.ndarray, *arguments: Any) -> Arrays:
+    _, step, loss = fit_sample(sample, Q, phi, *arguments)
+    return {"Q": step.Q, "phi": step.phi, "loss": np.float64(loss)}
+
+
+def fit_sample(
     sample: Arrays,
     Q: np.ndarray,
     phi: np.ndarray,
@@ -125,21 +136,21 @@ def _fit(
     settings: Settings,
     n_rounds: int,
     platform_scaling: bool,
-) -> Arrays:
+) -> tuple[Rows, GlobalStep, float]:
+    """Rows of the sample's cells, the factors that belong to them, and the loss before these."""
     cells, spots = unpacked("cells", sample, n_panel), unpacked("spots", sample, Q.shape[1])
     spot = sample["spot"]
     rows = start_rows(cells, spots, spot, sample["origin"], len(Q), seed)
-    gauge, exponent, loss = np.ones(len(Q)), 1.0, np.inf
+    step, exponent, loss = GlobalStep(Q, phi, np.ones(len(Q))), 1.0, np.inf
     for _ in range(-(-n_rounds // settings.rounds)):
-        rows, total = tile_pass(cells, spots, spot, rows, Q, phi, settings, gauge)
-        previous, loss = loss, total_loss(total, Q, phi, settings)
+        rows, total = tile_pass(cells, spots, spot, rows, step.Q, step.phi, settings, step.gauge)
+        previous, loss = loss, total_loss(total, step.Q, step.phi, settings)
         exponent = next_exponent(exponent, loss, previous, EXPONENT)
         step = global_step(
-            total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
+            total, step.Q, step.phi, n_panel, exponent=exponent, l2=settings.l2,
             platform_scaling=platform_scaling,
         )  # fmt: skip
-        Q, phi, gauge = step
-    return {"Q": Q, "phi": phi, "loss": np.float64(loss)}
+    return rows._replace(p=rows.p * step.gauge), step, loss
 
 
 def stack(parts: list[Arrays]) -> Arrays:
