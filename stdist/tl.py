@@ -3,6 +3,7 @@
 from stdist.methods.crescendo import crescendo
 from stdist.methods.siid import siid
 from stdist.methods.siid.align import siid_align
+from stdist.methods.siid.choose import siid_choose_factors
 from stdist.methods.siid.holdout import siid_holdout
 from stdist.methods.siid.impute import imputed_layer, siid_impute
 from stdist.preprocess.kmeans import kmeans
@@ -13,6 +14,7 @@ __all__ = [
     "kmeans",
     "siid",
     "siid_align",
+    "siid_choose_factors",
     "siid_holdout",
     "siid_impute",
 ]

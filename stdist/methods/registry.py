@@ -142,6 +142,14 @@ PROGRAMS = {
         "--spots visium.zarr --n-factors 15",
         "cells",
     ),
+    "siid_choose_factors": Entry(
+        "stdist.methods.siid.choose:build_siid_choose_factors",
+        "stdist.tl.siid_choose_factors",
+        "method",
+        "number of factors for siid, judged on molecules held back from the fit",
+        "--spots visium.zarr --n-factors 5,10,15,20",
+        "cells",
+    ),
 }
 
 

@@ -124,7 +124,12 @@ def ranked(starts: Arrays, number: int) -> Arrays:
     return {name: values[best] for name, values in starts.items() if name != "loss"}
 
 
-def _fit(
+def _fit(*arguments: Any) -> Arrays:
+    _, factors, loss = fit_sample(*arguments)
+    return factors | {"loss": np.float64(loss)}
+
+
+def fit_sample(
     sample: Arrays,
     factors: Arrays,
     n_panel: int,
@@ -132,7 +137,8 @@ def _fit(
     settings: Settings,
     n_rounds: int,
     platform_scaling: bool,
-) -> Arrays:
+) -> tuple[Rows, Arrays, float]:
+    """Rows of the sample's cells, the factors that belong to them, and the loss before these."""
     n_factors, n_genes = factors["Q"].shape
     cells, spots = unpacked("cells", sample, n_panel), unpacked("spots", sample, n_genes)
     slides = cells, spots, sample["spot"]
@@ -143,8 +149,8 @@ def _fit(
         previous, loss = loss, total_loss(total, factors["Q"], factors["phi"], settings)
         exponent = next_exponent(exponent, loss, previous, EXPONENT)
         factors = moved(total, factors, n_panel, settings, exponent, platform_scaling)
-    del factors["gauge"]
-    return factors | {"loss": np.float64(loss)}
+    rows = rows._replace(p=rows.p * factors.pop("gauge"))
+    return rows, factors, loss
 
 
 def improved(
