@@ -78,7 +78,7 @@ def sample_cells(
     return {
         "points": points[inside],
         "origin": rows[0] + inside,
-        **packed("cells", read_counts(counts, rows, columns)[inside]),
+        **packed("cells", read_counts(counts, rows, columns, "cells")[inside]),
     }
 
 
@@ -87,4 +87,4 @@ def sample_spots(
 ) -> Arrays:
     """Counts of the chosen spots, to be appended."""
     mine = chosen[(chosen >= rows[0]) & (chosen < rows[1])] - rows[0]
-    return packed("spots", read_counts(counts, rows, columns)[mine])
+    return packed("spots", read_counts(counts, rows, columns, "spots")[mine])
