@@ -250,8 +250,10 @@ def _losses(facts: RunFacts, pictures: bool) -> str:
     losses = {f"solution {n}": part for n, part in enumerate(np.asarray(factors["loss"]))}
     if "type_loss" in factors:
         whole = np.asarray(factors["type_loss"])
-        hardened = len(whole) - parameters["entropy_passes"]
-        losses |= {"types, before hardening": whole[:hardened], "types": whole}
+        if parameters.get("solver") != "adam":
+            hardened = len(whole) - parameters["entropy_passes"]
+            losses["types, before hardening"] = whole[:hardened]
+        losses["types"] = whole
     rows = [
         (name, html.number(len(part)), *(html.number(value) for value in part[-1]))
         for name, part in losses.items()

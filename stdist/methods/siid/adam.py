@@ -171,9 +171,9 @@ class AdamRuns:
         self.names = [f"run{number}" for number in range(self.spec.n_restarts)]
         self.common = {"n_cells": bound.pair.cells.n_obs, "spec": self.spec}
         self.columns = 3, bound.n_factors + 2
-        # three copies of what is kept, six of loadings and gradients
-        row = int(bound.cell_entries * 12 + 15 * (bound.n_factors + 8) * FLOAT)
-        self.tile = TileWorkspace(row, 10 * FLOAT * bound.n_genes * (bound.n_factors + 8))
+        # what is kept thrice and its copies, loadings and gradients
+        row = int(bound.cell_entries * 12 + 12 * (bound.n_factors + 8) * FLOAT)
+        self.tile = TileWorkspace(row, 6 * FLOAT * bound.n_genes * (bound.n_factors + 8))
 
     def states(self) -> dict[str, State]:
         """Parameters of cells with their running means."""
