@@ -13,7 +13,9 @@ from stdist.cli.main import _add_methods, cli
 from stdist.cli.measure import MEASURES
 from stdist.methods.registry import PROGRAMS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "stdist" / "methods").glob("*/README.md"))]
 
 
 def table():
@@ -45,7 +47,7 @@ def test_registered_programs_exist(name):
 
 
 def commands():
-    blocks = README.read_text().split("```bash\n")[1:]
+    blocks = [block for page in PAGES for block in page.read_text().split("```bash\n")[1:]]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
     return [line for line in lines if line.startswith("stdist ")]
 

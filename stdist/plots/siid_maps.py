@@ -218,7 +218,7 @@ def _draw(names: list[str], pictures: np.ndarray, cells: np.ndarray, measured: s
             brightest = float(np.percentile(drawn, BRIGHTEST)) if len(drawn) else 1.0
             sheet.text(left, at + 0.06, f"to {brightest:.2g} per cell", fontsize=8, color=SOFT)
             _draw_map(sheet.axes(left, at + HEAD, width, height), values / brightest, cells)
-    caption = "Mean per cell of a pixel, each map on its own scale; grey: none."
+    caption = "Mean per cell of a pixel, each map on its own scale; grey: none, white: no cells."
     sheet.text(NAME, sheet.height - 0.3, caption, fontsize=8, color=SOFT)
     return sheet.figure
 

@@ -66,6 +66,7 @@ def holdout_scores(data: Any, *, key: str = "siid_holdout") -> Figure:
         axes.plot([0, highest], [0, highest], color=SOFT, lw=0.8, ls=(0, (4, 3)))
         better = wide["siid"] > wide[name]
         look: dict[str, Any] = {"s": 16, "alpha": 0.7, "linewidths": 0.3, "edgecolors": "white"}
+        look |= {"clip_on": False, "zorder": 3}
         for chosen, colour in ((better, AFTER), (~better, BEFORE)):
             axes.scatter(wide[name][chosen], wide["siid"][chosen], color=colour, **look)
         axes.set(xlim=(0, highest), ylim=(0, highest), aspect="equal")

@@ -33,7 +33,8 @@ def headline(facts: RunFacts, batch_key: str | None) -> str:
     entry = PROGRAMS.get(facts.program)
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts.run["created"]))
     plan, table = facts.run["plan"], stage_table(facts.folder)
-    figures: list[tuple[str, Any]] = [("cells", html.number(plan["n_rows"]))]
+    n_cells = plan["n_rows"] if facts.data is None else facts.data.n_obs
+    figures: list[tuple[str, Any]] = [("cells", html.number(n_cells))]
     if facts.data is not None:
         figures.append(("genes", html.number(facts.data.n_vars)))
         if batch_key:

@@ -23,7 +23,7 @@ NAMES = {
     "siid": "SIID",
     "permuted": "SIID, spots permuted",
     "A": "counts of the spot (A)",
-    "B": "the same, scaled to the cell (B)",
+    "B": "counts of the spot, scaled to the cell (B)",
     "C_expression": "A over neighbours in expression (C)",
     "C_space": "A over neighbours in space (C)",
     "D_expression": "B over neighbours in expression (D)",
@@ -81,11 +81,12 @@ def holdout_command(facts: RunFacts) -> str:
 def _of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures: bool) -> str:
     summary, wide = kept["summary"], scores_by_gene(kept["scores"])
     parameters = kept["params"]
-    folds = np.atleast_1d(parameters["folds"])
+    folds = [str(fold) for fold in np.atleast_1d(parameters["folds"])]
     parts = [
         html.paragraph(
-            f"{len(wide)} genes of {len(folds)} folds, each imputed by a fit with "
-            f"{int(parameters['n_factors'])} factors that was not shown their counts in the cells."
+            f"{len(wide)} genes of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}, imputed "
+            f"by a fit with {int(parameters['n_factors'])} factors that was not shown the cells' "
+            "counts of them."
         ),
         *_warnings(kept.get("notes")),
     ]

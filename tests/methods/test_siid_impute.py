@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import anndata
 import numpy as np
 import pytest
 from scipy import sparse
 
 import stdist
-from stdist.graph import InProcess, start
+from stdist.graph import InProcess, resume, start, unfinished
 from stdist.kernels.imputation_scores import gene_scores, score_sums
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.data import open_data
+from stdist.methods.registry import build
 from stdist.methods.siid.impute import build_siid_impute, gene_profile
 from stdist.methods.siid.impute_model import fitted_factors
 from stdist.methods.siid.impute_spots import load_spots
-from stdist.store import InputError, Store
+from stdist.store import InputError, RunStopped, Store, verify
 
 FIT = {
     "n_factors": 5,
@@ -199,3 +202,51 @@ def test_refusals(pair, stores):
     mine.obsm["siid"] = np.zeros((3000, 15), np.float32)
     with pytest.raises(InputError, match="negative"):
         stdist.tl.siid_impute(mine, genes=[OUTSIDE[0]], spots=above)
+
+
+def test_a_plan_tells_bytes_and_what_is_stopped_is_resumed_to_the_same(stores, tmp_path):
+    cells, spots = stores
+    wanted = [str(name) for name in (OUTSIDE[1], PANEL[4], HELD[0])]
+    options = {"spots": str(spots), "genes": wanted, "confidence": True}
+    found = {stage.name: stage for stage in stdist.plan("siid_impute", cells, **options).stages}
+    assert found["impute"].bytes_written == 3000 * 3 * 4 * 2  # means and standard errors
+    loadings = Store(cells).element("obsm/siid")
+    assert found["impute"].bytes_read == found["mass"].bytes_read == loadings.stored_bytes()
+    assert found["spots"].bytes_read > 0
+
+    other = shutil.copytree(cells, tmp_path / "other.zarr")
+    start(build_siid_impute(str(other), **options), InProcess(), block_length=1024)
+    for name, last in (("spots", 1), ("impute", 2)):  # before rows are written, and between two
+        broken = build_siid_impute(str(cells), **options)
+        stop_in(broken, name, last)
+        with pytest.raises(RunStopped):
+            start(broken, InProcess(), block_length=1024, overwrite=True)
+        assert len(unfinished(cells)) == 1
+        resume(cells, build, InProcess())
+        assert unfinished(cells) == []
+        assert contents(cells) == contents(other)
+        assert verify.verify(cells)[0] == []
+    damaged = cells / "obsm" / "imputed" / "c" / "0" / "0"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert [one.path for one in verify.verify(cells)[0]] == ["obsm/imputed/c/0/0"]
+
+
+def stop_in(program, name, last):
+    """Let a stage of a program be interrupted at a call of its kernel."""
+    (stage,) = (stage for stage in program.block_stages() if stage.name == name)
+    kernel, calls = stage.kernel, []
+
+    def dies(rows, **arguments):
+        calls.append(rows)
+        if len(calls) == last:
+            raise KeyboardInterrupt
+        return kernel(rows, **arguments)
+
+    object.__setattr__(stage, "kernel", dies)
+
+
+def contents(path):
+    """Bytes of everything that the imputation writes."""
+    keys = "obsm/imputed", "obsm/imputed_sd", "uns/imputed"
+    files = [file for key in keys for file in sorted((path / key).rglob("*")) if file.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}

@@ -114,13 +114,22 @@ def test_places_must_be_known(slides):
     ("change", "cause"),
     [
         (lambda cells, spots: (cells, spots * 4.7), "spots may be in pixels of 0.213 um"),
+        (lambda cells, spots: (cells * 4.7, spots * 4.7), "both slides may be in pixels of 0.213"),
         (lambda cells, spots: (cells, spots / 1e3), "spots may be in pixels of 1e+03 um"),
         (lambda cells, spots: (cells * 4.7, spots), "cells may be in units of about 0.189"),
         (lambda cells, spots: (cells * [3, 1] + 900, spots[:, ::-1] * [1, 3] + 900), "swapped"),
         (lambda cells, spots: (cells, spots + 1e5), "differ in origin by about -1e+05, -1e+05"),
         (lambda cells, spots: (cells, spots[:, ::-1] * [9, 4] + 1e5), "no swap of axes"),
     ],
-    ids=["pixels", "millimetres", "cells in pixels", "swapped", "shifted", "unrelated"],
+    ids=[
+        "pixels",
+        "both in pixels",
+        "millimetres",
+        "cells in pixels",
+        "swapped",
+        "shifted",
+        "unrelated",
+    ],
 )
 def test_frames_that_do_not_fit_are_refused_with_a_cause(slides, change, cause):
     cells, spots = slides

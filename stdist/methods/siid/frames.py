@@ -67,8 +67,9 @@ def _explanations(
     yield "x and y of one slide may be swapped", points, places[:, ::-1]
     if len(places) > 1:
         scale = PITCH / _spacing(places)
-        text = f"the spots may be in pixels of {scale:.3g} um, if they are {PITCH:g} um apart"
-        yield text, points, places * scale
+        pixels = f"may be in pixels of {scale:.3g} um, if spots are {PITCH:g} um apart"
+        yield f"the spots {pixels}", points, places * scale
+        yield f"both slides {pixels}", points * scale, places * scale
     sizes = np.linalg.norm(np.ptp(corners, axis=0)), np.linalg.norm(np.ptp(places, axis=0))
     if min(sizes) > 0:
         scale = sizes[1] / sizes[0]
