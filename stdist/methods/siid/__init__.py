@@ -41,6 +41,7 @@ def siid(
     entropy: float = 11.0,
     entropy_passes: int = 100,
     platform_scaling: bool = True,
+    pseudocounts: float = 300.0,
     l2: float = 0.0,
     key_added: str = "siid",
     rng: int = 0,
@@ -91,6 +92,8 @@ def siid(
         Passes with it.
     platform_scaling
         Whether genes of the panel have a factor between the slides.
+    pseudocounts
+        Counts with the mean profile that are added to each factor in the fits that impute.
     l2
         Weight of the squared logits and logarithms of all parameters (1e-5 in the paper).
     key_added
@@ -124,6 +127,15 @@ def siid(
     The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); it is fitted by
     exact EM steps on tiles of spots with all their cells, not by gradient steps over everything.
 
+    A factor that the spots show little of has noisy profiles of the genes that only they count.
+    In the fits that impute, c `pseudocounts` are added: D counts of gene g that factor k explains,
+    where a profile of 1 would have made r, give ::
+
+        Q_kg = (D_kg + c q_g) / (r_kg + c)
+
+    with the mean profile q over the factors, weighted by their share of the spots. These are
+    the steps for a Dirichlet prior of each profile around the mean one.
+
     Examples
     --------
     >>> siid("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
@@ -146,6 +158,7 @@ def siid(
         entropy=entropy,
         entropy_passes=entropy_passes,
         platform_scaling=platform_scaling,
+        pseudocounts=pseudocounts,
         l2=l2,
         key_added=key_added,
         rng=rng,

@@ -96,8 +96,9 @@ def advance(
     previous = losses[-1].sum() if len(losses) else np.inf
     exponent = next_exponent(float(now["exponent"]), loss, previous, EXPONENT)
     step = global_step(
-        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2, platform_scaling=platform_scaling
-    )
+        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
+        platform_scaling=platform_scaling, pseudocounts=settings.pseudocounts,
+    )  # fmt: skip
     parts = np.array([[total["loss_x"], loss - total["loss_x"]]])
     return {
         **step._asdict(),
