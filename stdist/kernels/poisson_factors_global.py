@@ -67,6 +67,7 @@ def global_step(
     exponent: float = 1.0,
     l2: float = 0.0,
     platform_scaling: bool = True,
+    pseudocounts: float = 0.0,
 ) -> GlobalStep:
     """Update the factors.
 
@@ -86,10 +87,16 @@ def global_step(
         and the gauge is 1.
     platform_scaling
         Whether phi moves.
+    pseudocounts
+        Weight c of a prior of profiles: ``D`` counts of a gene under a rate ``r`` make
+        ``(D + c q) / (r + c)``, where q is the mean of its profile over the factors in spots.
     """
     panel = np.arange(Q.shape[1]) < n_panel
     counts, mass = total["factor_counts"], total["spot_mass"]
     rates = total["cell_mass"][:, None] * panel + phi * mass
+    if pseudocounts:
+        counts = counts + pseudocounts * (mass * Q).sum(axis=0) / mass.sum(axis=0)
+        rates = rates + pseudocounts
     if l2:
         new = np.empty_like(Q)
         for k in range(len(Q)):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
+from stdist.kernels.poisson_factors import Settings
 from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
@@ -229,7 +231,7 @@ class Bound:
         self, name: str, starts: str, number: int, passes: int, converged: Any, entropy: float = 0.0
     ) -> list[Any]:
         """Stages that fit all cells, from the best restart of a number."""
-        spec, settings = self.spec, self.spec.settings(entropy)
+        spec, settings = self.spec, self._settings(name, entropy)
         common = {
             "n_panel": self.pair.n_panel,
             "settings": settings,
@@ -251,7 +253,7 @@ class Bound:
         return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
 
     def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
-        spec, settings = self.spec, self.spec.settings(entropy)
+        spec, settings = self.spec, self._settings(name, entropy)
         state = f"{name.removesuffix('_hard')}_rows"
         improve = Reduce(
             f"{name}_pass",
@@ -269,6 +271,11 @@ class Bound:
             **self._pass(state, recalled=True),
         )
         return Loop(name, (improve,), initial, converged, passes)
+
+    def _settings(self, name: str, entropy: float) -> Settings:
+        """Pseudocounts are for the fits that impute, not for telling types apart."""
+        pseudocounts = self.spec.pseudocounts if name in self.solutions else 0.0
+        return replace(self.spec.settings(entropy), pseudocounts=pseudocounts)
 
     def _pass(self, state: str, *, recalled: bool = False) -> dict[str, Any]:
         return {

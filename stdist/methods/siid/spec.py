@@ -19,7 +19,10 @@ EXPONENT = 1.8
 
 LARGEST_LOG_WEIGHT = 700
 """Beyond it the weight of entropy is too large for a number."""
-EM_ONLY = ("passes", "convergence_passes", "entropy", "entropy_passes", "spots_model", "spot_scale")
+EM_ONLY = (
+    *("passes", "convergence_passes", "entropy", "entropy_passes"),
+    *("spots_model", "spot_scale", "pseudocounts"),
+)
 ADAM_ONLY = ("learning_rate", "epochs", "entropy_schedule")
 """Parameters that only one of the solvers has."""
 
@@ -57,6 +60,7 @@ class SiidSpec:
     spots_model: str = "poisson"
     spot_scale: str = "free"
     platform_scaling: bool = True
+    pseudocounts: float = 300.0
     l2: float | None = None
     key_added: str = "siid"
     rng: int = 0
@@ -77,6 +81,7 @@ class SiidSpec:
         for name, low, high in (
             ("max_distance", 1e-9, 1e9),
             ("entropy", 0, 1e6),
+            ("pseudocounts", 0, 1e12),
             ("learning_rate", 1e-9, 1e3),
             ("entropy_schedule", self.epochs / LARGEST_LOG_WEIGHT, 1e9),
             *((("l2", 0, 1e3),) if self.l2 is not None else ()),
