@@ -78,6 +78,7 @@ def siid(
         A cell farther from every spot has none, in um.
     held_out
         Genes that are taken from the panel: imputed, to be compared with what was measured.
+        ``uns[key_added]["held_out"]`` has the R2 of each, and of two controls (`siid_holdout`).
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions
@@ -102,9 +103,7 @@ def siid(
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
-        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots;
-        ``uns[key_added]["held_out"]``: R2 of each gene of `held_out` that the cells have, of its
-        imputation and of two controls, as in `siid_holdout`.
+        ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots.
     rng
         Seed.
     client
