@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import anndata
 import numpy as np
@@ -16,7 +17,7 @@ from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
 from stdist.methods.siid import build_siid
 from stdist.methods.siid import fit as fitting
-from stdist.store import InputError, RunStopped, Store, verify
+from stdist.store import InputError, RunStopped, StdistWarning, Store, verify
 
 FAST = {
     "n_factors": 4,
@@ -63,16 +64,23 @@ def elements(path):
 
 def test_blocks_change_nothing(stores, simulated):
     cells, spots = stores
-    found = []
+    options = FAST | {"held_out": ["g03", "g17", "g55"]}  # the cells have no g55
+    found, scores = [], []
     for length in (1024, 4096):
-        start(build_siid(str(cells), str(spots), **FAST), InProcess(), block_length=length,
+        start(build_siid(str(cells), str(spots), **options), InProcess(), block_length=length,
               overwrite=True)  # fmt: skip
         found.append(elements(cells))
+        scores.append(Store(cells).uns("siid")["held_out"])
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
+    assert list(scores[0].index) == ["g03", "g17"]
+    assert scores[0].equals(scores[1])
     mine, above = (adata.copy() for adata in simulated)
-    stdist.tl.siid(mine, spots=above, **FAST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)  # a fit this short may beat nothing
+        stdist.tl.siid(mine, spots=above, **options)
     np.testing.assert_array_equal(mine.obsm["siid"], found[0]["obsm/siid"])
+    np.testing.assert_array_equal(mine.uns["siid"]["held_out"], scores[0])
     assert not list(verify.verify(cells)[0])
     factors = Store(cells).uns("siid")
     assert "factors" in factors

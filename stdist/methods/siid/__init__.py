@@ -85,6 +85,7 @@ def siid(
         A cell farther from every spot has none, in um.
     held_out
         Genes that are taken from the panel: imputed, to be compared with what was measured.
+        ``uns[key_added]["held_out"]`` has the R2 of each, and of two controls (`siid_holdout`).
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions
@@ -131,8 +132,6 @@ def siid(
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
         ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots,
         dispersions and tied scales where they were fitted.
-        ``uns[key_added]["held_out"]``: R2 of each gene of `held_out` that the cells have, of its
-        imputation and of two controls, as in `siid_holdout`.
     rng
         Seed.
     client

@@ -101,7 +101,7 @@ class Pair:
         for start in range(0, n_cells, UNIQUE_BAND):
             points = self.cell_places((start, min(n_cells, start + UNIQUE_BAND)))
             low, high = np.minimum(low, points.min(axis=0)), np.maximum(high, points.max(axis=0))
-            found = nearest_spots(points, self.places, self.spec.max_distance)
+            found = self._mapped(points)
             self.nearest_cells += np.bincount(found.nearest, minlength=n_spots)
             self.mapped_cells += np.bincount(found.spot[found.spot >= 0], minlength=n_spots)
         self.unmapped = n_cells - int(self.mapped_cells.sum())
@@ -130,6 +130,13 @@ class Pair:
     def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
         """Coordinates of some cells, float64."""
         return _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
+
+    def map_cells(self, rows: tuple[int, int]) -> Any:
+        """Nearest spots of some cells (`stdist.kernels.spot_map.SpotMap`)."""
+        return self._mapped(self.cell_places(rows))
+
+    def _mapped(self, points: np.ndarray) -> Any:
+        return nearest_spots(points, self.places, self.spec.max_distance)
 
     @cached_property
     def layout(self) -> SpotLayout:
@@ -175,8 +182,10 @@ def check_slide(counts: Any, rows: tuple[int, int], slide: str) -> None:
         raise InputError(error.code, error.thing, place=place, remedy=error.remedy) from None
 
 
-def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray, slide: str) -> Any:
-    """Some columns of counts of the cells or of the spots as CSR float32 rows.
+def read_counts(
+    counts: Any, rows: tuple[int, int], columns: np.ndarray, slide: str = "slide"
+) -> Any:
+    """Some columns of counts as CSR float32 rows; errors name the `slide`: cells or spots.
 
     Raises
     ------
