@@ -119,7 +119,7 @@ def align(
     for turn in range(TURNS):
         gains, background = _gains_at(best, slide, field, loadings.mean(axis=0), Q)
         before = best
-        if turn == 0:
+        if turn < 2:  # once more everywhere, with what was fitted near the first optimum
             best = coarse[gains(coarse)[:, :, 0].sum(axis=1).argmax()]
         best = climb(gains, best, COARSE * pitch / 2, *limits)
         if turn and np.linalg.norm(best - before) < SETTLED:

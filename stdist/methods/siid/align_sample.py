@@ -40,11 +40,15 @@ def pitch_of(places: np.ndarray) -> float:
 
 
 def windows_of(pair: Pair, sample_cells: int, reach: float) -> Windows:
-    """Choose windows with at most so many cells; spots nearer than `reach` to an edge stay out."""
+    """Choose windows with at most so many cells.
+
+    Spots nearer than `reach` to an edge of them stay out, and those without cells as given.
+    """
     places, n_spots = pair.places, pair.spots.n_obs
+    with_cells = pair.mapped_cells > 0
     if pair.cells.n_obs <= sample_cells:
         middle = (places.min(axis=0) + places.max(axis=0)) / 2
-        spots = _thinned(np.arange(n_spots))
+        spots = _thinned(np.flatnonzero(with_cells))
         return Windows(middle[None], np.inf, spots, np.zeros(len(spots), np.int64))
     middles = (2 * np.arange(N_WINDOWS) + 1) * n_spots // (2 * N_WINDOWS)
     centre = places[curve_order(places)[middles]]
@@ -52,7 +56,7 @@ def windows_of(pair: Pair, sample_cells: int, reach: float) -> Windows:
     order = np.argsort(distance, kind="stable")
     fits = int(np.searchsorted(np.cumsum(pair.nearest_cells[order]), sample_cells, "right"))
     radius = float(distance[order[max(0, fits - 1)]])
-    spots = _thinned(np.flatnonzero(distance + reach <= radius))
+    spots = _thinned(np.flatnonzero(with_cells & (distance + reach <= radius)))
     return Windows(centre, radius, spots, window[spots])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
 from stdist.kernels.poisson_factors import Settings
+from stdist.methods.checks import wrong_parameter
 from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
@@ -45,18 +46,23 @@ DECONVOLVED = "types"
 """Name of the solution that proportions come from."""
 
 
-def siid_program(pair: Pair) -> Program:
+def siid_program(pair: Pair, bound: type[Bound]) -> Program:
     """Bind SIID to a pair of slides."""
     for note in pair.notes:
         warnings.warn(note, StdistWarning, stacklevel=3)
-    return Bound(pair).program()
+    return bound(pair).program()
 
 
 class Bound:
     """What the stages share."""
 
+    several_spots = False
+    """Whether a cell may belong to more than its nearest spot."""
+
     def __init__(self, pair: Pair) -> None:
         self.pair, self.spec = pair, pair.spec
+        if pair.spec.n_spots_per_cell > 1 and not self.several_spots:
+            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, "1 here")
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
         self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars

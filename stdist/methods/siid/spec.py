@@ -16,6 +16,8 @@ ROUNDS = 3
 """E-steps while a tile is in memory: measured, a third of the passes for the same loss."""
 EXPONENT = 1.8
 """Largest over-relaxation of the factors."""
+MOST_SPOTS = 4
+"""Spots that a cell may belong to."""
 
 LARGEST_LOG_WEIGHT = 700
 """Beyond it the weight of entropy is too large for a number."""
@@ -44,6 +46,7 @@ class SiidSpec:
     spots_spatial_key: str = "spatial"
     transform: Sequence[float] | None = None
     max_distance: float = MAX_DISTANCE
+    n_spots_per_cell: int = 1
     held_out: Sequence[str] | None = None
     deconvolve: bool = True
     n_solutions: int = 6
@@ -68,6 +71,7 @@ class SiidSpec:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("n_factors", 1, 1000),
+            ("n_spots_per_cell", 1, MOST_SPOTS),
             ("n_solutions", 1, 100),
             ("n_restarts", 1, 1000),
             ("sample_cells", 1024, 10**7),
