@@ -50,15 +50,15 @@ class Settings:
         Weight of the entropy of a cell's probabilities, in nats per cell.
     l2
         Weight of the squared logits of P and Q and logarithms of n, m and phi.
-    pseudocounts
-        Weight of the mean profile in each factor (see `global_step`).
+    shrink
+        Whether profiles are drawn towards their mean (see `profile_prior`).
     """
 
     rounds: int = 3
     exponent: int = 3
     entropy: float = 0.0
     l2: float = 0.0
-    pseudocounts: float = 0.0
+    shrink: bool = False
 
 
 def _groups(spot: NDArray[np.integer]) -> tuple[NDArray[np.int64], ...]:

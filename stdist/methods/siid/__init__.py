@@ -41,7 +41,7 @@ def siid(
     entropy: float = 11.0,
     entropy_passes: int = 100,
     platform_scaling: bool = True,
-    pseudocounts: float = 300.0,
+    shrink: bool = True,
     l2: float = 0.0,
     key_added: str = "siid",
     rng: int = 0,
@@ -92,8 +92,9 @@ def siid(
         Passes with it.
     platform_scaling
         Whether genes of the panel have a factor between the slides.
-    pseudocounts
-        Counts with the mean profile that are added to each factor in the fits that impute.
+    shrink
+        Whether profiles are drawn towards their mean, as far as counts are few, in the fits that
+        impute (see Notes).
     l2
         Weight of the squared logits and logarithms of all parameters (1e-5 in the paper).
     key_added
@@ -127,14 +128,14 @@ def siid(
     The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); it is fitted by
     exact EM steps on tiles of spots with all their cells, not by gradient steps over everything.
 
-    A factor that the spots show little of has noisy profiles of the genes that only they count.
-    In the fits that impute, c `pseudocounts` are added: D counts of gene g that factor k explains,
-    where a profile of 1 would have made r, give ::
+    A gene that only the spots count has few counts for each factor, and its profile is noisy. With
+    `shrink`, profiles have a gamma prior in the fits that impute: D counts of gene g that factor k
+    explains, where a profile of 1 would have made r, give ::
 
-        Q_kg = (D_kg + c q_g) / (r_kg + c)
+        Q_kg = (D_kg + s) / (r_kg + s / q_g),   1 / s = mean over the panel of var_k(Q_kg) / q_g^2
 
-    with the mean profile q over the factors, weighted by their share of the spots. These are
-    the steps for a Dirichlet prior of each profile around the mean one.
+    with the mean profile q over the factors, and genes weighted by it. How much profiles differ
+    between factors is learnt from the panel, whose profiles the cells make certain.
 
     Examples
     --------
@@ -158,7 +159,7 @@ def siid(
         entropy=entropy,
         entropy_passes=entropy_passes,
         platform_scaling=platform_scaling,
-        pseudocounts=pseudocounts,
+        shrink=shrink,
         l2=l2,
         key_added=key_added,
         rng=rng,

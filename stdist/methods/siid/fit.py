@@ -97,7 +97,7 @@ def advance(
     exponent = next_exponent(float(now["exponent"]), loss, previous, EXPONENT)
     step = global_step(
         total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
-        platform_scaling=platform_scaling, pseudocounts=settings.pseudocounts,
+        platform_scaling=platform_scaling, shrink=settings.shrink,
     )  # fmt: skip
     parts = np.array([[total["loss_x"], loss - total["loss_x"]]])
     return {

@@ -45,7 +45,7 @@ class SiidSpec:
     entropy: float = 11.0
     entropy_passes: int = 100
     platform_scaling: bool = True
-    pseudocounts: float = 300.0
+    shrink: bool = True
     l2: float = 0.0
     key_added: str = "siid"
     rng: int = 0
@@ -65,7 +65,6 @@ class SiidSpec:
         for name, low, high in (
             ("max_distance", 1e-9, 1e9),
             ("entropy", 0, 1e6),
-            ("pseudocounts", 0, 1e12),
             ("l2", 0, 1e3),
         ):
             check_number("siid", name, getattr(self, name), Real, (low, high))
