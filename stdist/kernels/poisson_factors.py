@@ -54,8 +54,8 @@ class Settings:
         Weight of the squared logits of P and Q and logarithms of n, m and phi.
     tied
         Whether the cells of spot j share one scale, ``m_i = s_j n_i``.
-    pseudocounts
-        Weight of the mean profile in each factor (see `global_step`).
+    shrink
+        Whether profiles are drawn towards their mean (see `profile_prior`).
     """
 
     rounds: int = 3
@@ -63,7 +63,7 @@ class Settings:
     entropy: float = 0.0
     l2: float = 0.0
     tied: bool = False
-    pseudocounts: float = 0.0
+    shrink: bool = False
 
 
 def _groups(spot: NDArray[np.integer]) -> tuple[NDArray[np.int64], ...]:

@@ -18,6 +18,8 @@ from stdist.kernels.poisson_factors_rows import (
 
 SMALLEST_SCALE = 1e-8
 """Least platform factor, that of a gene without counts in spots."""
+LEAST_VARIANCE = 1e-3
+"""Of profiles between factors, in units of their squared mean."""
 
 
 class GlobalStep(NamedTuple):
@@ -67,7 +69,7 @@ def global_step(
     exponent: float = 1.0,
     l2: float = 0.0,
     platform_scaling: bool = True,
-    pseudocounts: float = 0.0,
+    shrink: bool = False,
 ) -> GlobalStep:
     """Update the factors.
 
@@ -87,16 +89,15 @@ def global_step(
         and the gauge is 1.
     platform_scaling
         Whether phi moves.
-    pseudocounts
-        Weight c of a prior of profiles: ``D`` counts of a gene under a rate ``r`` make
-        ``(D + c q) / (r + c)``, where q is the mean of its profile over the factors in spots.
+    shrink
+        Whether Q takes its posterior mean under `profile_prior`, counts and rates given.
     """
     panel = np.arange(Q.shape[1]) < n_panel
     counts, mass = total["factor_counts"], total["spot_mass"]
     rates = total["cell_mass"][:, None] * panel + phi * mass
-    if pseudocounts:
-        counts = counts + pseudocounts * (mass * Q).sum(axis=0) / mass.sum(axis=0)
-        rates = rates + pseudocounts
+    if shrink:
+        shape, rate = profile_prior(Q, total["cell_mass"], mass, n_panel)
+        counts, rates = counts + shape, rates + rate
     if l2:
         new = np.empty_like(Q)
         for k in range(len(Q)):
@@ -117,6 +118,48 @@ def global_step(
         scaled = np.maximum(phi * (scaled / phi) ** exponent, SMALLEST_SCALE)
     sums = np.array([normalise(row) for row in new])
     return GlobalStep(new, scaled, np.ones(len(Q)) if l2 else sums)
+
+
+def profile_prior(
+    Q: Floats, cell_mass: Floats, spot_mass: Floats, n_panel: int
+) -> tuple[Floats, Floats]:
+    """Gamma prior of profiles, from how much those of the panel differ between factors.
+
+    ``Q_kg`` has the mean ``q_g``, that over the factors k in spots, and for all genes the shape::
+
+        s = 1 / (mean over the panel of  var_k(Q_kg) / q_g^2)
+
+    where the variance is between factors in cells, and q_g weighs the genes. D counts under a rate
+    r then make ``(D + s) / (r + s / q_g)``: genes that only spots count are believed to differ
+    between factors as much as those that cells count do, unless their counts say otherwise.
+
+    Parameters
+    ----------
+    Q : (n_factors, n_genes) float64
+    cell_mass : (n_factors,) float64
+    spot_mass : (n_factors, 1 or n_genes) float64
+        Statistics of `tile_pass`.
+    n_panel
+        Number of genes, the first ones, that were counted in cells.
+
+    Returns
+    -------
+    shape, rate : (n_genes,) float64
+        0 for a gene without a mean.
+
+    Examples
+    --------
+    >>> Q = np.array([[0.2, 0.8], [0.6, 0.4]])
+    >>> profile_prior(Q, np.ones(2), np.ones((2, 1)), n_panel=1)
+    (array([4., 4.]), array([10.        ,  6.66666667]))
+    """
+    weights = (cell_mass / cell_mass.sum())[:, None]
+    of_cells = (weights * Q).sum(axis=0)[:n_panel]
+    squares = (weights * (Q[:, :n_panel] - of_cells) ** 2).sum(axis=0)
+    variance = np.divide(squares, of_cells, out=np.zeros(n_panel), where=of_cells > 0).sum()
+    mean = (spot_mass * Q).sum(axis=0) / spot_mass.sum(axis=0)
+    shape = (mean > 0) / max(variance / of_cells.sum(), LEAST_VARIANCE)
+    return shape, np.divide(shape, mean, out=np.zeros_like(mean), where=mean > 0)
 
 
 def next_exponent(exponent: float, loss: float, previous: float, largest: float = 1.8) -> float:

@@ -58,7 +58,7 @@ def siid(
     spots_model: str = "poisson",
     spot_scale: str = "free",
     platform_scaling: bool = True,
-    pseudocounts: float = 300.0,
+    shrink: bool = True,
     l2: float | None = None,
     key_added: str = "siid",
     rng: int = 0,
@@ -116,7 +116,7 @@ def siid(
         ``"em"``: exact EM steps, best restarts of a sample. ``"adam"``: the published optimiser,
         for comparison: `n_restarts` runs of Adam over all cells, of which the `n_solutions` with
         the lowest loss are averaged and the best one gives the types (3 and 1 in the paper).
-        `sample_cells`, passes, `entropy`, `spots_model`, `spot_scale` and `pseudocounts` are EM's.
+        `sample_cells`, passes, `entropy`, `spots_model`, `spot_scale` and `shrink` are EM's.
     learning_rate, epochs
         Of Adam: constant, full batch.
     entropy_schedule
@@ -131,8 +131,9 @@ def siid(
         needs a good registration and is worse without; with free sizes it hardly needs any.
     platform_scaling
         Whether genes of the panel have a factor between the slides.
-    pseudocounts
-        Counts with the mean profile that are added to each factor in the fits that impute.
+    shrink
+        Whether profiles are drawn towards their mean, as far as counts are few, in the fits that
+        impute (see Notes).
     l2
         Weight of the squared logits and logarithms of all parameters; default: 0, with Adam 1e-5
         as in the paper.
@@ -175,14 +176,14 @@ def siid(
     fitted by exact EM steps on tiles of spots with all their cells. Losses of Adam contain, as
     published, 18.4 for every count of a spot without cells.
 
-    A factor that the spots show little of has noisy profiles of the genes that only they count.
-    In the fits that impute, c `pseudocounts` are added: D counts of gene g that factor k explains,
-    where a profile of 1 would have made r, give ::
+    A gene that only the spots count has few counts for each factor, and its profile is noisy. With
+    `shrink`, profiles have a gamma prior in the fits that impute: D counts of gene g that factor k
+    explains, where a profile of 1 would have made r, give ::
 
-        Q_kg = (D_kg + c q_g) / (r_kg + c)
+        Q_kg = (D_kg + s) / (r_kg + s / q_g),   1 / s = mean over the panel of var_k(Q_kg) / q_g^2
 
-    with the mean profile q over the factors, weighted by their share of the spots. These are
-    the steps for a Dirichlet prior of each profile around the mean one.
+    with the mean profile q over the factors, and genes weighted by it. How much profiles differ
+    between factors is learnt from the panel, whose profiles the cells make certain.
 
     Examples
     --------
@@ -213,7 +214,7 @@ def siid(
         spots_model=spots_model,
         spot_scale=spot_scale,
         platform_scaling=platform_scaling,
-        pseudocounts=pseudocounts,
+        shrink=shrink,
         l2=l2,
         key_added=key_added,
         rng=rng,

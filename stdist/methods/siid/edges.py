@@ -19,7 +19,7 @@ from stdist.methods.siid.fit import TILE, advance
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.places import place_cells
 from stdist.methods.siid.program import DECONVOLVED, FLOAT, Bound
-from stdist.methods.siid.sample import append, tile_of
+from stdist.methods.siid.sample import append, ranked, tile_of
 from stdist.methods.siid.spec import ROUNDS
 from stdist.preprocess.bound import TileWorkspace
 
@@ -86,7 +86,7 @@ class EdgeBound(Bound):
         of = name.removesuffix("_hard")
         common = {"rows": self.places, "workspace": self.tile}
         mine = ("origin", "edges", f"{of}_rows", f"{of}_sizes")
-        settings = self.spec.settings(entropy)
+        settings = self._settings(name, entropy)
         load = self._loadings(
             f"{name}_load",
             name,
@@ -188,14 +188,9 @@ def begin_edges(
 def first_factors(total: Arrays, *, number: int, **starts: Arrays) -> Arrays:
     """Factors of a restart, before the first pass."""
     (found,) = starts.values()
-    best = int(np.argsort(found["loss"], kind="stable")[number])
-    return {
-        "Q": found["Q"][best],
-        "phi": found["phi"][best],
-        "gauge": np.ones(found["Q"].shape[1]),
-        "exponent": np.float64(1.0),
-        "losses": np.empty((0, 2)),
-    }
+    factors = ranked(found, number)
+    gauge = np.ones(len(factors["Q"]))
+    return {**factors, "gauge": gauge, "exponent": np.float64(1.0), "losses": np.empty((0, 2))}
 
 
 def load_edges(

@@ -279,9 +279,9 @@ class Bound:
         return Loop(name, (improve,), initial, converged, passes)
 
     def _settings(self, name: str, entropy: float) -> Settings:
-        """Pseudocounts are for the fits that impute, not for telling types apart."""
-        pseudocounts = self.spec.pseudocounts if name in self.solutions else 0.0
-        return replace(self.spec.settings(entropy), pseudocounts=pseudocounts)
+        """Profiles are drawn together where genes are imputed, not where types are told apart."""
+        shrink = self.spec.shrink and name in self.solutions
+        return replace(self.spec.settings(entropy), shrink=shrink)
 
     def _pass(self, state: str, *, recalled: bool = False) -> dict[str, Any]:
         return {

@@ -173,7 +173,7 @@ def moved(
     """Return the factors of the next pass: ``Q, phi, gauge``, and ``dispersion`` if fitted."""
     step = global_step(
         total, np.asarray(now["Q"]), np.asarray(now["phi"]), n_panel, exponent=exponent,
-        l2=settings.l2, platform_scaling=platform_scaling, pseudocounts=settings.pseudocounts,
+        l2=settings.l2, platform_scaling=platform_scaling, shrink=settings.shrink,
     )  # fmt: skip
     if "dispersion" not in now:
         return step._asdict()

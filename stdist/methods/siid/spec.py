@@ -23,7 +23,7 @@ LARGEST_LOG_WEIGHT = 700
 """Beyond it the weight of entropy is too large for a number."""
 EM_ONLY = (
     *("passes", "convergence_passes", "entropy", "entropy_passes"),
-    *("spots_model", "spot_scale", "pseudocounts"),
+    *("spots_model", "spot_scale", "shrink"),
 )
 ADAM_ONLY = ("learning_rate", "epochs", "entropy_schedule")
 """Parameters that only one of the solvers has."""
@@ -63,7 +63,7 @@ class SiidSpec:
     spots_model: str = "poisson"
     spot_scale: str = "free"
     platform_scaling: bool = True
-    pseudocounts: float = 300.0
+    shrink: bool = True
     l2: float | None = None
     key_added: str = "siid"
     rng: int = 0
@@ -85,7 +85,6 @@ class SiidSpec:
         for name, low, high in (
             ("max_distance", 1e-9, 1e9),
             ("entropy", 0, 1e6),
-            ("pseudocounts", 0, 1e12),
             ("learning_rate", 1e-9, 1e3),
             ("entropy_schedule", self.epochs / LARGEST_LOG_WEIGHT, 1e9),
             *((("l2", 0, 1e3),) if self.l2 is not None else ()),
