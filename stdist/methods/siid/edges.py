@@ -150,9 +150,6 @@ class EdgeBound(Bound):
         )
         return replace(found, options={**found.options, "hard": True})
 
-    def _deconvolve(self) -> list[Any]:
-        return [*super()._deconvolve()[:-1], self._spot_loadings()]
-
 
 def place_cells_and_edges(
     rows: tuple[int, int], *, spatial: np.ndarray, layout: Arrays, max_distance: float,
