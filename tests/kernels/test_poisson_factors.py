@@ -352,27 +352,33 @@ class TestDispersion:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seeds, st.integers(1, 8))
-def test_gene_profiles_reach_the_optimum(seed, h):
+@given(seeds, st.integers(1, 8), st.sampled_from([0.0, 0.7, 20.0]))
+def test_gene_profiles_reach_the_optimum(seed, h, shape):
     rng = np.random.default_rng(seed)
     loadings = rng.gamma(0.5, 20, (40, h)) * (np.arange(40) > 1)[:, None]
     truth = rng.gamma(0.4, 0.5, (h, 4)) * (rng.random((h, 4)) < 0.7)
     counts = rng.poisson(loadings @ truth)
     counts[:, 3] = 0
-    profiles, gaps = gene_profiles(sparse.csc_array(counts), loadings, 1e-4, max_rounds=5000)
+    profiles, gaps = gene_profiles(sparse.csc_array(counts), loadings, shape, 1e-4, 5000)
     assert (gaps <= 1e-4).all()
     assert (profiles[:, 3] == 0).all()
     for gene in range(3):
         y = counts[:, gene]
+        mean = y[loadings.sum(axis=1) > 0].sum() / loadings.sum()
+        if mean == 0:
+            continue
+        rate = shape / mean
 
-        def loss(q, y=y):
+        def loss(q, y=y, rate=rate):
             means = loadings @ q
-            return means.sum() - y @ np.log(means + EPSILON)
+            prior = rate * q.sum() - shape * np.log(q).sum() if shape else 0.0
+            return means.sum() - y @ np.log(means + EPSILON) + prior
 
-        def slope(q, y=y):
-            return loadings.T @ (1 - y / (loadings @ q + EPSILON))
+        def slope(q, y=y, rate=rate):
+            prior = rate - shape / q if shape else 0.0
+            return loadings.T @ (1 - y / (loadings @ q + EPSILON)) + prior
 
-        start, bounds = np.full(h, y.sum() / loadings.sum()), [(0, None)] * h
+        start, bounds = np.full(h, mean), [(1e-9 if shape else 0, None)] * h
         options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 3000}
         best = minimize(loss, start, jac=slope, bounds=bounds, method="L-BFGS-B", options=options)
         assert loss(profiles[:, gene]) <= best.fun + 1.1e-4

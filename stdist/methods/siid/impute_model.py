@@ -21,7 +21,8 @@ class FittedFactors:
 
     ``profile`` ``(n_solutions, n_factors, n_genes)`` and ``platform`` ``(n_solutions, n_genes)``
     float64; ``genes`` of the model, those of the panel first; ``loadings`` the source of the
-    cells' loadings, ``(n_cells, n_solutions * n_factors)``; ``spots_layer`` with the counts.
+    cells' loadings, ``(n_cells, n_solutions * n_factors)``; ``spots_layer`` with the counts;
+    ``shape`` ``(n_solutions,)`` of the prior of profiles, 0 for none.
     """
 
     genes: pd.Index
@@ -30,6 +31,7 @@ class FittedFactors:
     platform: np.ndarray
     loadings: Source
     spots_layer: str | None
+    shape: np.ndarray
 
 
 def fitted_factors(data: Data, key: str) -> FittedFactors:
@@ -60,6 +62,7 @@ def fitted_factors(data: Data, key: str) -> FittedFactors:
         platform=np.asarray(factors["platform"], np.float64),
         loadings=loadings,
         spots_layer=None if layer is None else str(layer),
+        shape=np.asarray(factors.get("profile_shape", np.zeros(len(profile))), np.float64),
     )
 
 

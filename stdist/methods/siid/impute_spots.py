@@ -40,7 +40,7 @@ def load_spots(
     """Loadings of the spots of a tile in every solution, and their counts of the other genes."""
     known = sparse.csc_array(read_counts(counts, rows, columns, "spots").T.astype(np.float64))
     found = [
-        gene_profiles(known, np.ascontiguousarray((profile * platform).T), TOLERANCE)[0].T
+        gene_profiles(known, np.ascontiguousarray((profile * platform).T), 0.0, TOLERANCE)[0].T
         for profile, platform in zip(model["profile"], model["platform"], strict=True)
     ]
     other = read_counts(counts, rows, outside, "spots").tocoo()
@@ -63,17 +63,17 @@ def by_gene(total: Arrays, **values: Arrays) -> Arrays:
     }
 
 
-def fit_genes(item: int, *, spots: Arrays, n_genes: int) -> Arrays:
+def fit_genes(item: int, *, spots: Arrays, n_genes: int, prior: np.ndarray) -> Arrays:
     """Profiles of some genes in every solution."""
     first, last = item * GENES, min(n_genes, (item + 1) * GENES)
     begin, end = np.searchsorted(spots["gene"], [first, last])
     part = slice(begin, end)
     place = (spots["spot"][part], spots["gene"][part] - first)
-    shape = (len(spots["loadings"]), last - first)
-    counts = sparse.csc_array((spots["count"][part].astype(np.float64), place), shape=shape)
+    size = (len(spots["loadings"]), last - first)
+    counts = sparse.csc_array((spots["count"][part].astype(np.float64), place), shape=size)
     fits = [
-        gene_profiles(counts, np.ascontiguousarray(loadings), TOLERANCE)
-        for loadings in spots["loadings"].transpose(1, 0, 2)
+        gene_profiles(counts, np.ascontiguousarray(loadings), float(shape), TOLERANCE)
+        for loadings, shape in zip(spots["loadings"].transpose(1, 0, 2), prior, strict=True)
     ]
     return {
         "profile": np.stack([profile for profile, _ in fits]),
@@ -121,7 +121,7 @@ def spot_stages(factors: FittedFactors, wanted: WantedGenes, spots: Data) -> lis
                 "outside",
                 fit_genes,
                 uses=("spots",),
-                options={"n_genes": n_outside},
+                options={"n_genes": n_outside, "prior": factors.shape},
                 workspace=TileWorkspace(0, 2 * size),
                 nanoseconds=GENES * entries * spots.n_obs * n_factors * n_solutions * 100.0,
                 n_items=-(-n_outside // GENES),

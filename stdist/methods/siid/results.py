@@ -50,6 +50,8 @@ def fit_results(
             "spot_loading": (("spot", "type"), spots["loadings"]),
             "type_loss": (("type_pass", "slide"), hard["losses"]),
         }
+    if "shape" in fits[0]:
+        variables["profile_shape"] = ("solution",), np.array([fit["shape"] for fit in fits])
     if spec.spots_model == "negative_binomial":
         variables["dispersion"] = ("solution", "gene"), np.stack([f["dispersion"] for f in fits])
         if spec.deconvolve:

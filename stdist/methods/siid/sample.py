@@ -10,7 +10,12 @@ from scipy import sparse
 
 from stdist.kernels.poisson_factors import Settings, tile_pass
 from stdist.kernels.poisson_factors_dispersion import dispersion_step
-from stdist.kernels.poisson_factors_global import global_step, next_exponent, total_loss
+from stdist.kernels.poisson_factors_global import (
+    global_step,
+    next_exponent,
+    profile_prior,
+    total_loss,
+)
 from stdist.kernels.poisson_factors_spots import Rows
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
 from stdist.methods.siid.spec import EXPONENT
@@ -170,15 +175,18 @@ def moved(
     exponent: float,
     platform_scaling: bool,
 ) -> Arrays:
-    """Return the factors of the next pass: ``Q, phi, gauge``, and ``dispersion`` if fitted."""
+    """Factors of the next pass: ``Q, phi, gauge``; ``shape`` and ``dispersion`` where fitted."""
     step = global_step(
         total, np.asarray(now["Q"]), np.asarray(now["phi"]), n_panel, exponent=exponent,
         l2=settings.l2, platform_scaling=platform_scaling, shrink=settings.shrink,
     )  # fmt: skip
-    if "dispersion" not in now:
-        return step._asdict()
-    found = dispersion_step(total, np.asarray(now["dispersion"]), exponent)
-    return {**step._asdict(), "dispersion": found}
+    found = step._asdict()
+    if settings.shrink:
+        masses = total["cell_mass"], total["spot_mass"]
+        found["shape"] = profile_prior(np.asarray(now["Q"]), *masses, n_panel)[0].max()
+    if "dispersion" in now:
+        found["dispersion"] = dispersion_step(total, np.asarray(now["dispersion"]), exponent)
+    return found
 
 
 def stack(parts: list[Arrays]) -> Arrays:
