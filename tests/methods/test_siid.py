@@ -133,6 +133,19 @@ def test_genes_outside_the_panel_are_imputed(simulated):
     assert scores["r2"].mean() > 0.1
 
 
+def test_profiles_are_drawn_together_where_genes_are_imputed_only(simulated):
+    found = []
+    for shrink in (True, False):
+        mine, above = (adata.copy() for adata in simulated)
+        stdist.tl.siid(mine, spots=above, **FAST, shrink=shrink, held_out=list(mine.var_names[:8]))
+        factors = mine.uns["siid"]["factors"]
+        outside = ~factors["in_panel"].values
+        profiles = factors["profile"].values[:, :, outside]
+        found.append((profiles.var(axis=1).mean(), mine.obsm["siid_types"]))
+    assert found[0][0] < found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
 def simulation(shared):
     data = np.load(shared / "fixtures/siid/dataset_sim_h8.npz")
     genes = data["genes"].astype(str)

@@ -48,7 +48,7 @@ def test_blocks_change_nothing(tmp_path):
     fast = {"n_factors": [2, 4, 6], "n_restarts": 2, "sample_cells": 1024}
     stdist.tl.siid_choose_factors(mine, spots=above, **fast)
     expected = mine.uns["siid_factors"]["table"]
-    recorded = {**fast, "n_solutions": 1, "data": str(paths[0]), "spots": str(paths[1]),
+    recorded = {**fast, "data": str(paths[0]), "spots": str(paths[1]),
                 "key_added": "siid_factors"}  # fmt: skip
     for length in (1024, 4096):
         program = build("siid_choose_factors", recorded)

@@ -8,7 +8,7 @@ from typing import Any
 
 from stdist.graph import Program
 from stdist.methods.checks import wrong_parameter
-from stdist.methods.data import StoreData, open_data
+from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.methods.siid.choose_program import ChoiceProgram
 from stdist.methods.siid.pair import Pair
@@ -18,12 +18,10 @@ CANDIDATES = (4, 6, 8, 12, 16, 24, 32)
 
 
 def build_siid_choose_factors(
-    data: str, spots: str, n_factors: list[int], **parameters: Any
+    data: str, spots: str, n_factors: list[int] | None = None, **parameters: Any
 ) -> Program:
     """Build the program of a recorded run."""
-    spec = SiidSpec(**{**parameters, "n_factors": max(n_factors)})
-    pair = Pair(StoreData(data), StoreData(spots), spec)
-    return ChoiceProgram(pair, n_factors).program()
+    return _program(StoreData(data), StoreData(spots), _ascending(n_factors), parameters)
 
 
 def siid_choose_factors(
@@ -120,28 +118,24 @@ def siid_choose_factors(
     --------
     >>> siid_choose_factors("xenium.zarr", spots="visium.zarr")  # doctest: +SKIP
     """
-    candidates = _ascending(list(CANDIDATES) if n_factors is None else n_factors)
-    spec = SiidSpec(
-        n_factors=candidates[-1],
-        layer=layer,
-        spots_layer=spots_layer,
-        spatial_key=spatial_key,
-        spots_spatial_key=spots_spatial_key,
-        transform=transform,
-        max_distance=max_distance,
-        deconvolve=False,
-        n_solutions=1,
-        n_restarts=n_restarts,
-        sample_cells=sample_cells,
-        platform_scaling=platform_scaling,
-        l2=l2,
-        key_added=key_added,
-        rng=rng,
-    )
+    candidates = _ascending(n_factors)
+    parameters = {
+        "layer": layer,
+        "spots_layer": spots_layer,
+        "spatial_key": spatial_key,
+        "spots_spatial_key": spots_spatial_key,
+        "transform": transform,
+        "max_distance": max_distance,
+        "n_restarts": n_restarts,
+        "sample_cells": sample_cells,
+        "platform_scaling": platform_scaling,
+        "l2": l2,
+        "key_added": key_added,
+        "rng": rng,
+    }
     opened = open_data(data)
-    pair = Pair(opened, open_data(spots), spec)
     return run_program(
-        ChoiceProgram(pair, candidates).program(),
+        _program(opened, open_data(spots), candidates, parameters),
         opened,
         client=client,
         block_length=block_length,
@@ -150,8 +144,19 @@ def siid_choose_factors(
     )
 
 
+def _program(
+    cells: Data, spots: Data, candidates: list[int], parameters: dict[str, Any]
+) -> Program:
+    """Bind the choice; what the fits of `stdist.tl.siid` need beyond it takes no part."""
+    own = {"n_factors": candidates[-1], "n_solutions": 1, "deconvolve": False}
+    pair = Pair(cells, spots, SiidSpec(**{**parameters, **own}))
+    return ChoiceProgram(pair, candidates).program()
+
+
 def _ascending(given: Any) -> list[int]:
     """Numbers as given in a call, or as text on the command line."""
+    if given is None:
+        return list(CANDIDATES)
     try:
         numbers = [int(value) for value in given]
     except (TypeError, ValueError):
