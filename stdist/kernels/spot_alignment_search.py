@@ -22,7 +22,15 @@ Gains = Callable[[Floats], Floats]
 
 FINEST = 0.5
 """Last step of the search, um."""
+_AT_ONCE = 64  # moves
 _NEIGHBOURS = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1]), axis=-1).reshape(-1, 3)
+
+
+class Table(NamedTuple):
+    """Gains of moves: ``spots (n_moves, n_spots)``, ``halves (n_moves, 2)`` of the genes."""
+
+    spots: Floats
+    halves: Floats
 
 
 class Spread(NamedTuple):
@@ -63,6 +71,16 @@ def coarse_moves(max_shift: float, max_turn: float, step: float) -> Floats:
 def allowed(moves: Floats, max_shift: float, max_turn: float) -> NDArray[np.bool_]:
     """Tell which moves are within the largest shift and the largest ``radius * angle``."""
     return (np.hypot(*moves[:, :2].T) <= max_shift) & (np.abs(moves[:, 2]) <= max_turn)
+
+
+def tabulate(gains: Gains, moves: Floats) -> Table:
+    """Gains of many moves, some at a time."""
+    spots, halves = [], []
+    for at in range(0, len(moves), _AT_ONCE):
+        found = gains(moves[at : at + _AT_ONCE])
+        spots.append(found[:, :, 0].copy())
+        halves.append(found[:, :, 1:].sum(axis=1))
+    return Table(np.concatenate(spots), np.concatenate(halves))
 
 
 def climb(gains: Gains, start: Floats, step: float, max_shift: float, max_turn: float) -> Floats:
@@ -115,22 +133,22 @@ def block_weights(blocks: NDArray[np.int64], n_draws: int, seed: int) -> Floats:
     return -np.log(np.array(drawn))[:, blocks]
 
 
-def spread(moves: Floats, table: Floats, best: Floats, weights: Floats, tolerance: float) -> Spread:
+def spread(moves: Floats, table: Table, best: Floats, weights: Floats, tolerance: float) -> Spread:
     """Tell where the optimum lies for other draws of spots and for half of the genes.
 
     Parameters
     ----------
     moves : (n_moves, 3) float64
-    table : (n_moves, n_spots, 3) float64
-        Gains of the moves.
+    table
+        Of `tabulate`.
     best : (3,) float64
     weights : (n_draws, n_spots) float64
     tolerance
         um.
     """
-    chosen = moves[(weights @ table[:, :, 0].T).argmax(axis=1)]
+    chosen = moves[(weights @ table.spots.T).argmax(axis=1)]
     distance = np.linalg.norm(chosen - best, axis=1)
-    one, other = moves[table[:, :, 1:].sum(axis=1).argmax(axis=0)]
+    one, other = moves[table.halves.argmax(axis=0)]
     return Spread(
         float(np.sqrt((distance**2).mean())),
         float((distance <= tolerance).mean()),

@@ -27,6 +27,7 @@ from stdist.kernels.spot_alignment_search import (
     nearby_moves,
     spatial_blocks,
     spread,
+    tabulate,
 )
 
 
@@ -135,7 +136,7 @@ def test_search_and_bootstrap_find_an_optimum_and_its_error():
     np.testing.assert_allclose(best, optimum, atol=0.6)
     moves = np.concatenate([coarse, nearby_moves(best, 0.25, 12, 100.0, 20.0)])
     weights = block_weights(np.arange(40), 400, 0)
-    found = spread(moves, gains(moves), best, weights, 15.0)
+    found = spread(moves, tabulate(gains, moves), best, weights, 15.0)
     assert found.standard_error == pytest.approx(4.0 * np.sqrt(3 / 40), rel=0.25)
     assert found.share == 1.0
 

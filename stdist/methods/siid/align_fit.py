@@ -29,6 +29,7 @@ from stdist.kernels.spot_alignment_search import (
     nearby_moves,
     spatial_blocks,
     spread,
+    tabulate,
 )
 from stdist.methods.siid.sample import unpacked
 from stdist.methods.siid.spec import EXPONENT
@@ -120,16 +121,16 @@ def align(
         gains, background = _gains_at(best, slide, field, loadings.mean(axis=0), Q)
         before = best
         if turn < 2:  # once more everywhere, with what was fitted near the first optimum
-            best = coarse[gains(coarse)[:, :, 0].sum(axis=1).argmax()]
+            best = coarse[tabulate(gains, coarse).spots.sum(axis=1).argmax()]
         best = climb(gains, best, COARSE * pitch / 2, *limits)
         if turn and np.linalg.norm(best - before) < SETTLED:
             break
     near = [nearby_moves(best, step * pitch, n, *limits) for step, n in (FINE, FINER)]
     moves = np.concatenate([coarse, *near, best[None], np.zeros((1, 3))])
-    table = gains(moves)
+    table = tabulate(gains, moves)
     blocks = spatial_blocks(places, BLOCK * pitch)
     found = spread(moves, table, best, block_weights(blocks, DRAWS, seed), tolerance)
-    own, as_given = table[-2, :, 0], table[-1, :, 0]
+    own, as_given = table.spots[-2:]
     rivals = _rivals(slide, gains, coarse[coarse[:, 2] == 0])
     facts = {
         **found._asdict(),
@@ -229,6 +230,7 @@ def _rivals(slide: Slide, gains: Any, moves: np.ndarray) -> list[np.ndarray]:
     """
     rivals, middle = [], slide.middle[slide.window]
     for matrix in _SYMMETRIES:
-        table = gains(moves, (slide.places - middle) @ matrix.T + middle)[:, :, 0]
+        turned = (slide.places - middle) @ matrix.T + middle
+        table = tabulate(partial(gains, places=turned), moves).spots
         rivals.append(table[table.sum(axis=1).argmax()])
     return rivals

@@ -10,7 +10,7 @@ import numpy as np
 
 from stdist.graph import Each, Program, Reduce, by_name
 from stdist.kernels.spot_alignment import rigid
-from stdist.methods.siid.align_fit import BLUR, COARSE, align, join_starts
+from stdist.methods.siid.align_fit import BLUR, COARSE, DRAWS, align, join_starts
 from stdist.methods.siid.align_sample import (
     Windows,
     pitch_of,
@@ -107,7 +107,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
                 0,
                 2 * (cell_bytes + spot_bytes)
                 + _fit_bytes(spec, n_cells, windows, pair.places, reach, pitch)
-                + 6 * FLOAT * n_moves * len(windows.spots),
+                + 3 * FLOAT * n_moves * (len(windows.spots) + DRAWS),
             ),
             nanoseconds=n_cells * cell_entries * spec.n_factors * 200.0,
             n_items=spec.n_starts,

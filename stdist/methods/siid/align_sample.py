@@ -18,6 +18,10 @@ MOST_SPOTS = 2000
 """Spots of the sample; of more, evenly spaced ones are taken."""
 
 
+FINEST_PITCH = 50.0
+"""um: spots nearer to each other are blurred and moved as if they were as far apart as this."""
+
+
 class Windows(NamedTuple):
     """Discs of tissue.
 
@@ -33,10 +37,9 @@ class Windows(NamedTuple):
 
 
 def pitch_of(places: np.ndarray) -> float:
-    """Median distance of a spot from the next one, um."""
-    if len(places) < 2:
-        return 100.0
-    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) or 100.0
+    """Median distance of a spot from the next one, um, but not less than `FINEST_PITCH`."""
+    apart = cKDTree(places).query(places, k=[2])[0] if len(places) > 1 else np.array([100.0])
+    return max(float(np.median(apart)), FINEST_PITCH)
 
 
 def windows_of(pair: Pair, sample_cells: int, reach: float) -> Windows:
