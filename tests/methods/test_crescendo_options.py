@@ -507,7 +507,7 @@ def test_share_of_cells_to_fit_to():
     np.testing.assert_array_equal(every["wanted"], cells.ravel())
 
 
-@pytest.mark.filterwarnings("ignore::stdist.methods.crescendo.StdistWarning")
+@pytest.mark.filterwarnings("ignore::stdist.store.StdistWarning")
 @pytest.mark.parametrize("options", [{}, {"compat": "reference"}, {"lam": "mean"}])
 def test_odd_data_have_results(cohort, options):
     """One cluster, an empty cluster, an empty batch, genes and cells without counts."""
