@@ -56,6 +56,9 @@ def test_a_panel_must_be_left(slides):
     cells, spots = slides
     assert "all shared genes are held out" in str(refused(cells, spots, held_out=GENES))
     assert refused(cells, spots, held_out=["other"]).code == "gene-absent"
+    for held_out in (["g1", "g2", "g1"], "g1"):
+        assert "held_out is" in str(refused(cells, spots, held_out=held_out))
+    assert pair(cells, spots, held_out=cells.var_names[:2]).n_panel == 4
     spots.var_names = [f"ENSG{number}" for number in range(6)]
     error = refused(cells, spots)
     assert error.code == "genes-not-shared"

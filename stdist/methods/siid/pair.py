@@ -51,7 +51,7 @@ class Pair:
         mine = [str(name) for name in self.cells.var_names]
         theirs = {str(name): number for number, name in enumerate(self.spots.var_names)}
         shared = [name for name in mine if name in theirs]
-        held = [str(name) for name in self.spec.held_out or ()]
+        held = self.spec.held
         unknown = [name for name in held if name not in theirs]
         if unknown:
             raise InputError(
