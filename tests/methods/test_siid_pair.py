@@ -146,6 +146,20 @@ def test_frames_that_do_not_fit_are_refused_with_a_cause(slides, change, cause):
         assert f"x {low[0]:.4g} to {high[0]:.4g}, y {low[1]:.4g} to {high[1]:.4g}" in error.thing
 
 
+def test_a_transform_has_nine_numbers(slides):
+    for transform in ([1.0] * 8, [np.nan] * 9, ["a"] * 9):
+        assert "transform is" in str(refused(*slides, transform=transform))
+
+
+def test_cells_in_millimetres_are_no_single_spot(slides):
+    cells, spots = slides
+    cells.obsm["spatial"] /= 1e3  # all of them near the first spot
+    error = refused(cells, spots)
+    assert error.code == "cells-crowded"
+    assert "cells at x 0.00" in error.thing
+    assert "units of about 90" in error.remedy  # the spots span 900 um
+
+
 def test_some_cells_without_a_spot_and_spots_without_cells_are_noted(slides):
     cells, spots = slides
     cells = slide(np.concatenate([cells.obsm["spatial"], np.full((30, 2), 5000.0)]))

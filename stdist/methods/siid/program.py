@@ -65,7 +65,8 @@ class Bound:
     def __init__(self, pair: Pair) -> None:
         self.pair, self.spec = pair, pair.spec
         if pair.spec.n_spots_per_cell > 1 and not self.several_spots:
-            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, "1 here")
+            remedy = "1: a hold-out knows the nearest spot only"
+            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, remedy)
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
         self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars

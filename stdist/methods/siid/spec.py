@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
@@ -127,6 +128,8 @@ class SiidSpec:
             numbers = [float(value) for value in given]
         except (TypeError, ValueError):
             raise self._wrong("transform", "numbers") from None
+        if not all(map(isfinite, numbers)):
+            raise self._wrong("transform", "finite numbers")
         return [numbers[at : at + 3] for at in (0, 3, 6)] if len(numbers) == 9 else None
 
     @property
