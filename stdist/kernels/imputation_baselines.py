@@ -31,7 +31,6 @@ Rows = NDArray[np.int32]
 Floats = NDArray[np.float64]
 Csr = tuple[Ints, Rows, Floats]
 
-N_NEIGHBORS = 10
 _TARGET = 100.0
 _LANES = 8  # cells that share one reading of the others
 

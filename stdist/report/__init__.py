@@ -20,6 +20,7 @@ from stdist.report import html, sections
 from stdist.report.genes import telling_genes, uneven_genes
 from stdist.report.run import RunFacts
 from stdist.report.siid import siid_sections
+from stdist.report.siid_answers import siid_answers
 from stdist.store import InputError
 from stdist.store.manifest import write_atomically
 
@@ -91,7 +92,7 @@ def write_report(
         table = _measures(facts, batch, labels, client)
         drawn = _drawn_genes(facts, genes, batch, table, client) if pictures else []
         maps = _maps(facts, drawn, batch, labels, spatial_key, client)
-        own = siid_sections(facts, genes, pictures, client)
+        own = siid_sections(facts, genes, pictures, client) + siid_answers(facts)
     if table is not None:
         text = table.to_csv(index_label="gene").encode()
         write_atomically(output.with_name("metrics.csv"), text)

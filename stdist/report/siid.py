@@ -14,6 +14,7 @@ from stdist.kernels.imputation_scores import gene_scores, merge_score_sums, scor
 from stdist.kernels.moments import dense_rows
 from stdist.methods.data import Data, StoreData
 from stdist.methods.siid.impute_model import FittedFactors, fitted_factors
+from stdist.methods.siid.spec import ROUNDS
 from stdist.plots.passes import run_pass
 from stdist.plots.siid import fit_losses, spot_proportions
 from stdist.plots.siid_maps import imputed_maps
@@ -251,7 +252,8 @@ def _losses(facts: RunFacts, pictures: bool) -> str:
     if "type_loss" in factors:
         whole = np.asarray(factors["type_loss"])
         if parameters.get("solver") != "adam":
-            hardened = len(whole) - parameters["entropy_passes"]
+            steps = ROUNDS if parameters.get("n_spots_per_cell", 1) > 1 else 1
+            hardened = len(whole) - steps * parameters["entropy_passes"]
             losses["types, before hardening"] = whole[:hardened]
         losses["types"] = whole
     rows = [

@@ -19,6 +19,11 @@ from stdist.store import InputError
 ROWS = 20
 PLACED = ("layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_distance", "transform")
 """Parameters that say where the data are, which a hold-out must share with the fit."""
+FITTED = (
+    *("n_solutions", "n_restarts", "sample_cells", "passes", "solver", "learning_rate", "epochs"),
+    *("entropy_schedule", "spots_model", "spot_scale", "platform_scaling", "shrink", "l2"),
+)
+"""Parameters that say how it is fitted, which it must share too."""
 NAMES = {
     "siid": "SIID",
     "permuted": "SIID, spots permuted",
@@ -68,9 +73,11 @@ def holdout_command(facts: RunFacts) -> str:
     words = ["stdist", "measure", "siid-holdout", "--cells", str(facts.store)]
     words += ["--spots", str(parameters["spots"]), "--n-factors", str(parameters["n_factors"])]
     default = SiidSpec(n_factors=1)
-    for name in PLACED:
+    for name in (*FITTED, *PLACED):
         value = parameters.get(name)
-        if value is not None and value != getattr(default, name):
+        if value is False:
+            words.append(f"--no-{name.replace('_', '-')}")
+        elif value is not None and value != getattr(default, name):
             text = ",".join(str(v) for v in np.ravel(value)) if isinstance(value, list) else value
             words += [f"--{name.replace('_', '-')}", str(text)]
     if parameters["key_added"] != default.key_added:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 
@@ -146,9 +147,9 @@ def test_profiles_are_drawn_together_where_genes_are_imputed_only(simulated):
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-def simulation(shared):
-    data = np.load(shared / "fixtures/siid/dataset_sim_h8.npz")
-    genes = data["genes"].astype(str)
+def simulation(shared, name="sim_h8"):
+    data = np.load(shared / f"fixtures/siid/dataset_{name}.npz")
+    genes = [f"g{number}" for number in range(data["A_X"].shape[1])]
     mine = slides(sparse.csr_matrix(data["A_X"]), data["cell_xy_um"], genes)
     return data, mine, slides(sparse.csr_matrix(data["A_V"]), data["spot_xy_um"], genes)
 
@@ -165,6 +166,18 @@ def test_deconvolution_of_the_simulation(shared):
     shares = np.zeros((8, 8))
     np.add.at(shares, (kind, data["true_type"]), 1)
     assert shares.max(axis=1).sum() / len(kind) > 0.98
+
+
+def test_deconvolution_is_that_of_the_reference_where_it_converges(shared):
+    data, mine, above = simulation(shared, "tiny")
+    stdist.tl.siid(mine, spots=above, n_factors=5, n_solutions=1, passes=1)
+    truth = data["true_spot_umi_by_type"] / data["true_spot_umi_by_type"].sum(1, keepdims=True)
+    soft, _ = matched_js(truth, mine.uns["siid"]["factors"]["spot_proportion"].values)
+    path = shared / "fixtures/siid/dataset_tiny_reference_metrics.json"
+    recorded = json.loads(path.read_text())
+    runs = [run for run in recorded["reference"]["deconv"] if run["lr"] == 0.05]
+    lowest = min(runs, key=lambda run: run["final_total"])
+    assert np.nanmean(soft) <= 1.1 * lowest["js"]
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ def test_a_panel_must_be_left(slides):
     cells, spots = slides
     assert "all shared genes are held out" in str(refused(cells, spots, held_out=GENES))
     assert refused(cells, spots, held_out=["other"]).code == "gene-absent"
+    for held_out in (["g1", "g2", "g1"], "g1"):
+        assert "held_out is" in str(refused(cells, spots, held_out=held_out))
+    assert pair(cells, spots, held_out=cells.var_names[:2]).n_panel == 4
     spots.var_names = [f"ENSG{number}" for number in range(6)]
     error = refused(cells, spots)
     assert error.code == "genes-not-shared"
@@ -141,6 +144,20 @@ def test_frames_that_do_not_fit_are_refused_with_a_cause(slides, change, cause):
     for points in places:
         low, high = points.min(axis=0), points.max(axis=0)
         assert f"x {low[0]:.4g} to {high[0]:.4g}, y {low[1]:.4g} to {high[1]:.4g}" in error.thing
+
+
+def test_a_transform_has_nine_numbers(slides):
+    for transform in ([1.0] * 8, [np.nan] * 9, ["a"] * 9):
+        assert "transform is" in str(refused(*slides, transform=transform))
+
+
+def test_cells_in_millimetres_are_no_single_spot(slides):
+    cells, spots = slides
+    cells.obsm["spatial"] /= 1e3  # all of them near the first spot
+    error = refused(cells, spots)
+    assert error.code == "cells-crowded"
+    assert "cells at x 0.00" in error.thing
+    assert "units of about 90" in error.remedy  # the spots span 900 um
 
 
 def test_some_cells_without_a_spot_and_spots_without_cells_are_noted(slides):

@@ -49,7 +49,7 @@ def siid(
     sample_cells: int = 10_000,
     passes: int = 20,
     convergence_passes: int = 500,
-    entropy: float = 11.0,
+    entropy: float = 20.0,
     entropy_passes: int = 100,
     solver: str = "em",
     learning_rate: float = 0.05,

@@ -38,6 +38,7 @@ class EdgeBound(Bound):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
+        self.steps = ROUNDS
         self.n_edges, self.n_spots = pair.spec.n_spots_per_cell, pair.spots.n_obs
         chosen = asdict(pair.spec)
         for name, value in ONLY.items():
@@ -80,7 +81,7 @@ class EdgeBound(Bound):
             recalls=(*TILE, "edges"),
             updates=(f"{name}_rows", f"{name}_sizes"),
         )
-        return [begin, self._loop(name, f"{name}_begin", passes * ROUNDS, converged, entropy)]
+        return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
 
     def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
         of = name.removesuffix("_hard")
@@ -125,7 +126,7 @@ class EdgeBound(Bound):
             updates=(f"{of}_rows", f"{of}_sizes"),
             **common,
         )
-        return Loop(name, (load, explain, improve), initial, converged, passes)
+        return Loop(name, (load, explain, improve), initial, converged, self.steps * passes)
 
     def _loadings(self, stage: str, name: str, **what: Any) -> Reduce:
         of = name.removesuffix("_hard")

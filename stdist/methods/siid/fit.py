@@ -108,12 +108,12 @@ def never(previous: Any, current: Any) -> bool:
     return False
 
 
-def settled(previous: Any, current: Any) -> bool:
+def settled(previous: Any, current: Any, window: int = WINDOW) -> bool:
     """Tell whether the loss has not fallen for a whole window: plateaus are long here."""
     losses = np.asarray(current["losses"]).sum(axis=1)
-    if len(losses) <= WINDOW:
+    if len(losses) <= window:
         return False
-    return bool(losses[-1 - WINDOW] - losses[-1] < SETTLED * abs(losses[-1]))
+    return bool(losses[-1 - window] - losses[-1] < SETTLED * abs(losses[-1]))
 
 
 def load_spots(rows: tuple[int, int], *, state: str, name: str, **arguments: Any) -> Arrays:

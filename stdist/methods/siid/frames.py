@@ -33,7 +33,7 @@ def describe_frames(corners: np.ndarray, places: np.ndarray) -> str:
     """
     spots = np.array([places.min(axis=0), places.max(axis=0)])
     text = f"cells at {_extent(corners)}; spots at {_extent(spots)}"
-    return f"{text}, {_spacing(places):.4g} apart" if len(places) > 1 else text
+    return f"{text}, {spacing(places):.4g} apart" if len(places) > 1 else text
 
 
 def likely_cause(
@@ -66,7 +66,7 @@ def _explanations(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     yield "x and y of one slide may be swapped", points, places[:, ::-1]
     if len(places) > 1:
-        scale = PITCH / _spacing(places)
+        scale = PITCH / spacing(places)
         pixels = f"may be in pixels of {scale:.3g} um, if spots are {PITCH:g} um apart"
         yield f"the spots {pixels}", points, places * scale
         yield f"both slides {pixels}", points * scale, places * scale
@@ -85,7 +85,7 @@ def _extent(corners: np.ndarray) -> str:
     return f"x {left:.4g} to {right:.4g}, y {bottom:.4g} to {top:.4g}"
 
 
-def _spacing(places: np.ndarray) -> float:
+def spacing(places: np.ndarray) -> float:
     """Median distance of a spot to its nearest neighbour, of distinct places."""
     distinct = np.unique(places, axis=0)
     if len(distinct) < 2:

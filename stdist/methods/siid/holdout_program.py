@@ -81,7 +81,7 @@ class FoldProgram(Bound):
         return Program(
             "siid_holdout",
             tuple(stages),
-            {"held_out": list(self.spec.held_out or ()), "permuted": self.permuted},
+            {"held_out": self.spec.held, "permuted": self.permuted},
             target,
             creates=True,
             results=partial(_results, names=("score", *(("neighbors",) if self.controls else ()))),

@@ -12,7 +12,7 @@ from stdist.kernels.spot_layout import SpotLayout, crowded_spots, spot_layout
 from stdist.kernels.spot_map import nearest_spots, transformed
 from stdist.methods.checks import check_counts
 from stdist.methods.data import UNIQUE_BAND, Data
-from stdist.methods.siid.frames import describe_frames, likely_cause
+from stdist.methods.siid.frames import describe_frames, likely_cause, spacing
 from stdist.methods.siid.spec import SiidSpec
 from stdist.store import TILE_ROWS, InputError, Source
 
@@ -51,7 +51,7 @@ class Pair:
         mine = [str(name) for name in self.cells.var_names]
         theirs = {str(name): number for number, name in enumerate(self.spots.var_names)}
         shared = [name for name in mine if name in theirs]
-        held = [str(name) for name in self.spec.held_out or ()]
+        held = self.spec.held
         unknown = [name for name in held if name not in theirs]
         if unknown:
             raise InputError(
@@ -116,6 +116,17 @@ class Pair:
                 f"{self.spec.spots_spatial_key!r} of {self.spots.place}",
                 remedy="bring both slides into one frame (transform) and one unit (um); "
                 + likely_cause(some, self.corners, self.places, self.spec.max_distance),
+            )
+        extent = float(np.ptp(self.corners, axis=0).max())
+        if n_spots > 1 and 0 < extent < spacing(self.places):
+            raise InputError(
+                "cells-crowded",
+                f"all cells lie within {extent:.4g} um, less than between two spots: "
+                f"{describe_frames(self.corners, self.places)}",
+                place=f"obsm {self.spec.spatial_key!r} of {self.cells.place} and "
+                f"{self.spec.spots_spatial_key!r} of {self.spots.place}",
+                remedy="bring both slides into one unit (um); the cells may be in units of about "
+                f"{np.ptp(self.places, axis=0).max() / extent:.3g} um",
             )
         crowded = crowded_spots(self.nearest_cells)
         if len(crowded):

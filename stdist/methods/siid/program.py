@@ -13,6 +13,7 @@ from stdist.methods.checks import wrong_parameter
 from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
+    WINDOW,
     advance,
     begin_tile,
     by_spot,
@@ -58,11 +59,14 @@ class Bound:
 
     several_spots = False
     """Whether a cell may belong to more than its nearest spot."""
+    steps = 1
+    """Passes that move the rows as often as one that has tiles of whole spots."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair, self.spec = pair, pair.spec
         if pair.spec.n_spots_per_cell > 1 and not self.several_spots:
-            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, "1 here")
+            remedy = "1: a hold-out knows the nearest spot only"
+            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, remedy)
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
         self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
@@ -298,7 +302,8 @@ class Bound:
         spec, hard = self.spec, f"{DECONVOLVED}_hard"
         if spec.solver == "adam":
             return [AdamRuns(self).take(hard, f"{DECONVOLVED}_rows", 0)]
-        stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, settled)
+        converged = partial(settled, window=self.steps * WINDOW)
+        stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, converged)
         stages.append(self._loop(hard, DECONVOLVED, spec.entropy_passes, never, spec.entropy))
         return stages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
@@ -54,7 +55,7 @@ class SiidSpec:
     sample_cells: int = 10_000
     passes: int = 20
     convergence_passes: int = 500
-    entropy: float = 11.0
+    entropy: float = 20.0
     entropy_passes: int = 100
     solver: str = "em"
     learning_rate: float = 0.05
@@ -102,11 +103,18 @@ class SiidSpec:
                 raise self._wrong(name, f"it with another solver than {self.solver!r} only")
         if self.n_solutions > self.n_restarts:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
+        if isinstance(self.held_out, str) or len(set(self.held)) < len(self.held):
+            raise self._wrong("held_out", "a list of genes, each once")
         if self.transform is not None and len(self.matrix or ()) != 3:
             raise self._wrong("transform", "nine numbers, row by row, or a 3 x 3 matrix")
 
     def _wrong(self, name: str, remedy: str) -> InputError:
         return wrong_parameter("siid", name, getattr(self, name), remedy)
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the genes to hold out."""
+        return [] if self.held_out is None else [str(name) for name in self.held_out]
 
     @property
     def matrix(self) -> list[list[float]] | None:
@@ -120,6 +128,8 @@ class SiidSpec:
             numbers = [float(value) for value in given]
         except (TypeError, ValueError):
             raise self._wrong("transform", "numbers") from None
+        if not all(map(isfinite, numbers)):
+            raise self._wrong("transform", "finite numbers")
         return [numbers[at : at + 3] for at in (0, 3, 6)] if len(numbers) == 9 else None
 
     @property
@@ -132,9 +142,9 @@ class SiidSpec:
     def settings(self, entropy: float = 0.0) -> Settings:
         """How rows move in a pass."""
         tied = self.spot_scale == "tied"
-        return Settings(rounds=ROUNDS, entropy=entropy, l2=self.weight_l2, tied=tied)
+        return Settings(rounds=ROUNDS, entropy=float(entropy), l2=self.weight_l2, tied=tied)
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
-        listed = None if self.held_out is None else list(self.held_out)
-        return asdict(self) | {"transform": self.matrix, "held_out": listed}
+        held = None if self.held_out is None else self.held
+        return asdict(self) | {"transform": self.matrix, "held_out": held}
