@@ -1,5 +1,6 @@
 """Measures of a correction, and of what cells and their neighbours express."""
 
+from stdist.kernels.imputation_scores import matched_js
 from stdist.metrics.bvr_cvr import bvr_cvr
 from stdist.metrics.cross_correlation import sci
 from stdist.metrics.hvg import HvgConservation, hvg_conservation
@@ -11,6 +12,7 @@ __all__ = [
     "bvr_cvr",
     "hvg_conservation",
     "ligand_receptor",
+    "matched_js",
     "morans_i",
     "sci",
 ]

@@ -34,7 +34,7 @@ def start(
     item: int, *, run: int, n_factors: int, n_genes: int, n_panel: int, spec: SiidSpec
 ) -> Arrays:
     """Parameters of the factors before the first epoch; the run's number is added to the seed."""
-    logits, log_phi = start_factors(n_factors, n_genes, n_panel, spec.rng + run)
+    logits, log_phi = start_factors(n_factors, n_genes, n_panel, spec.first_seed + run)
     found = {"logits": begin_adam(logits), "log_phi": begin_adam(log_phi)}
     return found | _epoch(found, 0, np.empty((0, 2)), spec)
 
@@ -58,7 +58,7 @@ def first_epoch(
     now = arguments.pop(f"run{run}_start")
     tile = tile_of(**arguments)
     numbers = arguments["origin"][: tile[0].shape[0]] - 1
-    begun = start_cells(numbers, n_cells, len(now["Q"]), spec.rng + run)
+    begun = start_cells(numbers, n_cells, len(now["Q"]), spec.first_seed + run)
     return _step(rows, tile, begin_adam(begun), now, run, n_cells, spec)
 
 

@@ -101,7 +101,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
                 "max_shift": float(spec.max_shift),
                 "max_angle": float(spec.max_angle),
                 "tolerance": float(spec.tolerance),
-                "seed": spec.rng,
+                "seed": spec.pair.first_seed,
             },
             workspace=TileWorkspace(
                 0,

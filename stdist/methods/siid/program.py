@@ -190,7 +190,7 @@ class Bound:
         rules = dict.fromkeys((*appended, "spot", "origin", "n_spots", "n_cells"), append)
         common = {
             "n_panel": self.pair.n_panel,
-            "seed": spec.rng,
+            "seed": spec.first_seed,
             "settings": spec.settings(),
             "platform_scaling": spec.platform_scaling,
         }

@@ -13,6 +13,7 @@ from stdist.kernels.spot_map import MAX_DISTANCE
 from stdist.methods.checks import check_number, wrong_parameter
 from stdist.store import InputError
 
+MOST_STARTS = 1000
 ROUNDS = 3
 """E-steps while a tile is in memory: measured, a third of the passes for the same loss."""
 EXPONENT = 1.8
@@ -74,7 +75,7 @@ class SiidSpec:
             ("n_factors", 1, 1000),
             ("n_spots_per_cell", 1, MOST_SPOTS),
             ("n_solutions", 1, 100),
-            ("n_restarts", 1, 1000),
+            ("n_restarts", 1, MOST_STARTS),
             ("sample_cells", 1024, 10**7),
             ("passes", 1, 10**5),
             ("convergence_passes", 1, 10**6),
@@ -100,7 +101,7 @@ class SiidSpec:
                 raise self._wrong(name, f"one of {', '.join(map(repr, choices))}")
         for name in ADAM_ONLY if self.solver == "em" else EM_ONLY:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise self._wrong(name, f"it with another solver than {self.solver!r} only")
+                raise self._wrong(name, f"the default: solver {self.solver!r} has no {name}")
         if self.n_solutions > self.n_restarts:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
         if isinstance(self.held_out, str) or len(set(self.held)) < len(self.held):
@@ -138,6 +139,11 @@ class SiidSpec:
         if self.l2 is not None:
             return float(self.l2)
         return 1e-5 if self.solver == "adam" else 0.0
+
+    @property
+    def first_seed(self) -> int:
+        """Seed of the first start: starts of two `rng` never share one."""
+        return MOST_STARTS * self.rng
 
     def settings(self, entropy: float = 0.0) -> Settings:
         """How rows move in a pass."""
