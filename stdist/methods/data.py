@@ -130,6 +130,10 @@ class StoreData:
         """Names of the entries of ``obsm``."""
         return self.store.keys("obsm")
 
+    def uns(self, key: str) -> Any:
+        """An entry of ``uns``, None without; of a lazy AnnData what its store holds."""
+        return self.store.uns(key) if self.store.has(f"uns/{key}") else None
+
     def labels(self, key: str) -> Labels:
         """A column of ``obs`` as codes and names."""
         column = open_element(self.store.path, f"obs/{key}")
@@ -214,6 +218,10 @@ class AnnDataData:
     def obsm_keys(self) -> list[str]:
         """Names of the entries of ``obsm``."""
         return list(self.adata.obsm.keys())
+
+    def uns(self, key: str) -> Any:
+        """An entry of ``uns``, None without."""
+        return self.adata.uns.get(key)
 
     def labels(self, key: str) -> Labels:
         """A column of ``obs`` as codes and names."""

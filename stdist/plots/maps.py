@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdist.methods.data import AnnDataData, open_data
+from stdist.methods.data import open_data
 from stdist.plots.rasters import GeneRasters, rasterise
 from stdist.plots.style import (
     EXPRESSION,
@@ -103,14 +103,11 @@ def gene_maps(
 def in_micrometres(data: Any) -> bool:
     """Tell whether the data say that their coordinates are in um."""
     opened = open_data(data)
-    if isinstance(opened, AnnDataData):
-        unit, simulated = opened.adata.uns.get("spatial_unit"), "simulation" in opened.adata.uns
-    else:
-        has = opened.store.has
-        unit = opened.store.uns("spatial_unit") if has("uns/spatial_unit") else None
-        simulated = has("uns/simulation")
+    unit = opened.uns("spatial_unit")
+    if unit is None:
+        return opened.uns("simulation") is not None
     text = str(unit).lower()
-    return simulated if unit is None else text.startswith("micro") or text in ("um", "µm", "μm")
+    return text.startswith("micro") or text in ("um", "µm", "μm")
 
 
 def draw_maps(rasters: GeneRasters, micrometres: bool) -> Figure:

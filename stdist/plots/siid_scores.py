@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stdist.methods.data import AnnDataData, Data, open_data
+from stdist.methods.data import Data, open_data
 from stdist.plots.style import AFTER, BEFORE, INK, SOFT, Sheet, clean
 from stdist.store import InputError
 
@@ -88,10 +88,7 @@ def kept_scores(data: Data, key: str) -> Mapping[str, Any]:
     InputError
         If there is nothing.
     """
-    if isinstance(data, AnnDataData):
-        found = data.adata.uns.get(key, {})
-    else:
-        found = data.store.uns(key) if data.store.has(f"uns/{key}") else {}
+    found = data.uns(key)
     if not isinstance(found, Mapping) or "scores" not in found:
         raise InputError(
             "scores-absent",

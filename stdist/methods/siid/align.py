@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stdist.graph import Program
-from stdist.methods.data import AnnDataData, StoreData, open_data
+from stdist.methods.data import StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.methods.siid.align_program import align_program
 from stdist.methods.siid.align_spec import AlignSpec
 from stdist.methods.siid.pair import Pair
-from stdist.store import Store
 
 
 class Alignment(NamedTuple):
@@ -152,8 +151,7 @@ def siid_align(
         progress=progress,
         overwrite=overwrite,
     )
-    found = opened.adata.uns if isinstance(opened, AnnDataData) else None
-    stored = Store(opened.path).uns(key_added) if found is None else found[key_added]
+    stored = opened.uns(key_added)
     return Alignment(
         np.asarray(stored["transform"]),
         float(stored["standard_error"]),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stdist.methods.data import AnnDataData, Data
+from stdist.methods.data import Data
 from stdist.store import InputError, Source
 
 CELLS, SPOTS = "cells", "spots"
@@ -74,10 +74,7 @@ def fit_entry(data: Data, key: str) -> Mapping[str, Any]:
     InputError
         If there is none.
     """
-    if isinstance(data, AnnDataData):
-        found = data.adata.uns.get(key, {})
-    else:
-        found = data.store.uns(key) if data.store.has(f"uns/{key}") else {}
+    found = data.uns(key)
     if not isinstance(found, Mapping) or "factors" not in found:
         raise InputError(
             "factors-absent",
