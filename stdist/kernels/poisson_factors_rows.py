@@ -20,8 +20,6 @@ EPSILON = 1e-8
 """Added to every mean inside its logarithm."""
 SMALLEST = 1e-12
 """Least probability of a row: exact zeros could never grow again."""
-EMPTY_SPOT_COUNT = -math.log(EPSILON)
-"""What the published loss adds for every count of a spot without cells."""
 
 _DEPTH = 56.0  # 2 (c - u) is less for logarithms between that of SMALLEST and 0
 

@@ -21,6 +21,7 @@ import numpy as np
 from stdist.kernels.poisson_factors import tile_pass
 from stdist.kernels.poisson_factors_global import GlobalStep, global_step, next_exponent
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
+from stdist.kernels.spot_map import nearest_spots
 from stdist.methods.data import open_data
 from stdist.methods.siid.pair import Pair, read_counts
 from stdist.methods.siid.spec import EXPONENT, SiidSpec
@@ -36,16 +37,19 @@ class Fold:
     """A pair without a fold of genes, in memory."""
 
     def __init__(self, cells: Any, spots: Any, held: list[str], n_factors: int) -> None:
-        pair = Pair(open_data(cells), open_data(spots), SiidSpec(n_factors, held_out=held))
+        spec = SiidSpec(n_factors=n_factors, held_out=held)
+        pair = Pair(open_data(cells), open_data(spots), spec)
         rows = (0, pair.cells.n_obs), (0, pair.spots.n_obs)
-        self.cells = read_counts(pair.counts.read(*rows[0]), rows[0], pair.panel_columns)
-        self.spots = read_counts(pair.spot_counts.read(*rows[1]), rows[1], pair.spot_columns)
-        self.spot = pair.map_cells(rows[0]).spot
+        counts, above = pair.counts.read(*rows[0]), pair.spot_counts.read(*rows[1])
+        self.cells = read_counts(counts, rows[0], pair.panel_columns, "cells")
+        self.spots = read_counts(above, rows[1], pair.spot_columns, "spots")
+        points = pair.cell_places(rows[0])
+        self.spot = nearest_spots(points, pair.places, spec.max_distance).spot
         self.n_panel, self.n_factors = pair.n_panel, n_factors
 
     def fit(self, seed: int, target: float) -> tuple[np.ndarray, np.ndarray]:
         """Losses before each pass, and CPU seconds since the start after it."""
-        settings = SiidSpec(self.n_factors).settings()
+        settings = SiidSpec(n_factors=self.n_factors).settings()
         profile = np.asarray(self.spots.sum(axis=0), np.float64).ravel()
         Q, numbers = start_factors(profile, self.n_factors, seed), np.arange(len(self.spot))
         rows = start_rows(self.cells, self.spots, self.spot, numbers, self.n_factors, seed)

@@ -31,7 +31,7 @@ class Alignment(NamedTuple):
 def build_siid_align(data: str, spots: str, **parameters: Any) -> Program:
     """Build the program of a recorded run."""
     spec = AlignSpec(**parameters)
-    return align_program(Pair(StoreData(data), StoreData(spots), spec.pair), spec)
+    return align_program(Pair(StoreData(data), StoreData(spots), spec), spec)
 
 
 def siid_align(
@@ -144,7 +144,7 @@ def siid_align(
     )
     opened = open_data(data)
     run_program(
-        align_program(Pair(opened, open_data(spots), spec.pair), spec),
+        align_program(Pair(opened, open_data(spots), spec), spec),
         opened,
         client=client,
         block_length=block_length,

@@ -101,7 +101,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
                 "max_shift": float(spec.max_shift),
                 "max_angle": float(spec.max_angle),
                 "tolerance": float(spec.tolerance),
-                "seed": spec.pair.first_seed,
+                "seed": spec.first_seed,
             },
             workspace=TileWorkspace(
                 0,
@@ -162,7 +162,7 @@ def alignment_results(
 ) -> dict[str, Any]:
     """Transform, whether to trust it, and the numbers behind it; says so where not."""
     found = values["alignment"]
-    given = np.eye(3) if spec.pair.matrix is None else np.array(spec.pair.matrix)
+    given = np.eye(3) if spec.matrix is None else np.array(spec.matrix)
     reasons = doubts(found, spec, step)
     (best,) = rigid(np.asarray(found["move"])[None], found["centre"], float(found["radius"]))
     shift = float(np.hypot(*found["move"][:2]))

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stdist.kernels.spot_layout import curve_order
+from stdist.methods.siid.frames import spacing
 from stdist.methods.siid.pair import Pair, read_counts
 from stdist.methods.siid.sample import packed
 
@@ -38,8 +39,7 @@ class Windows(NamedTuple):
 
 def pitch_of(places: np.ndarray) -> float:
     """Median distance of a spot from the next one, um, but not less than `FINEST_PITCH`."""
-    apart = cKDTree(places).query(places, k=[2])[0] if len(places) > 1 else np.array([100.0])
-    return max(float(np.median(apart)), FINEST_PITCH)
+    return max(spacing(places), FINEST_PITCH)
 
 
 def windows_of(pair: Pair, sample_cells: int, reach: float) -> Windows:

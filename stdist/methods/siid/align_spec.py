@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from stdist.kernels.spot_map import MAX_DISTANCE
-from stdist.methods.checks import check_number
-from stdist.methods.siid.spec import SiidSpec
+from stdist.methods.siid.pair_spec import PairSpec
 
 CERTAIN = 2.5
 """Standard errors that must fit into the tolerance."""
@@ -23,8 +21,8 @@ FEWEST_BLOCKS = 6
 """Blocks of spots, below which a bootstrap over them says nothing."""
 
 
-@dataclass(frozen=True)
-class AlignSpec:
+@dataclass(frozen=True, kw_only=True)
+class AlignSpec(PairSpec):
     """What `stdist.tl.siid_align` does, beyond the data; see there for each field.
 
     Raises
@@ -33,49 +31,21 @@ class AlignSpec:
         If a value is out of its range.
     """
 
-    n_factors: int
-    layer: str | None = None
-    spots_layer: str | None = None
-    spatial_key: str = "spatial"
-    spots_spatial_key: str = "spatial"
-    transform: Sequence[float] | None = None
-    max_distance: float = MAX_DISTANCE
+    program: ClassVar[str] = "siid_align"
+
     max_shift: float = 120.0
     max_angle: float = 1.0
     tolerance: float = 15.0
     sample_cells: int = 30_000
     n_starts: int = 3
     key_added: str = "siid_align"
-    rng: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n_starts", 1, 100), ("sample_cells", 1024, 10**7)):
-            check_number("siid_align", name, getattr(self, name), Integral, (low, high))
-        for name, low, high in (
-            ("max_shift", 1.0, 1e6),
-            ("max_angle", 0.0, 45.0),
-            ("tolerance", 1.0, 1e6),
-        ):
-            check_number("siid_align", name, getattr(self, name), Real, (low, high))
-        self.pair  # noqa: B018  (checks the other fields)
-
-    @property
-    def pair(self) -> SiidSpec:
-        """How the slides are read."""
-        return SiidSpec(
-            n_factors=self.n_factors,
-            layer=self.layer,
-            spots_layer=self.spots_layer,
-            spatial_key=self.spatial_key,
-            spots_spatial_key=self.spots_spatial_key,
-            transform=self.transform,
-            max_distance=self.max_distance,
-            rng=self.rng,
+        super().__post_init__()
+        self._check(Integral, ("n_starts", 1, 100), ("sample_cells", 1024, 10**7))
+        self._check(
+            Real, ("max_shift", 1.0, 1e6), ("max_angle", 0.0, 45.0), ("tolerance", 1.0, 1e6)
         )
-
-    def to_parameters(self) -> dict[str, Any]:
-        """Return JSON-able keyword arguments that make this spec again."""
-        return asdict(self) | {"transform": self.pair.matrix}
 
 
 def doubts(found: Mapping[str, Any], spec: AlignSpec, step: float) -> list[str]:

@@ -13,7 +13,7 @@ from stdist.kernels.spot_map import nearest_spots, transformed
 from stdist.methods.checks import check_counts
 from stdist.methods.data import UNIQUE_BAND, Data
 from stdist.methods.siid.frames import describe_frames, likely_cause, spacing
-from stdist.methods.siid.spec import SiidSpec
+from stdist.methods.siid.pair_spec import PairSpec
 from stdist.store import TILE_ROWS, InputError, Source
 
 MOST_UNMAPPED, MANY_UNMAPPED = 0.5, 0.05
@@ -30,7 +30,7 @@ class Pair:
         coordinates are wrong or in different frames, or the first rows hold no counts.
     """
 
-    def __init__(self, cells: Data, spots: Data, spec: SiidSpec) -> None:
+    def __init__(self, cells: Data, spots: Data, spec: PairSpec) -> None:
         self.cells, self.spots, self.spec = cells, spots, spec
         self.counts = cells.matrix(spec.layer)
         self.spot_counts = spots.matrix(spec.spots_layer)
@@ -101,7 +101,7 @@ class Pair:
         for start in range(0, n_cells, UNIQUE_BAND):
             points = self.cell_places((start, min(n_cells, start + UNIQUE_BAND)))
             low, high = np.minimum(low, points.min(axis=0)), np.maximum(high, points.max(axis=0))
-            found = self._mapped(points)
+            found = nearest_spots(points, self.places, self.spec.max_distance)
             self.nearest_cells += np.bincount(found.nearest, minlength=n_spots)
             self.mapped_cells += np.bincount(found.spot[found.spot >= 0], minlength=n_spots)
         self.unmapped = n_cells - int(self.mapped_cells.sum())
@@ -141,13 +141,6 @@ class Pair:
     def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
         """Coordinates of some cells, float64."""
         return _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
-
-    def map_cells(self, rows: tuple[int, int]) -> Any:
-        """Nearest spots of some cells (`stdist.kernels.spot_map.SpotMap`)."""
-        return self._mapped(self.cell_places(rows))
-
-    def _mapped(self, points: np.ndarray) -> Any:
-        return nearest_spots(points, self.places, self.spec.max_distance)
 
     @cached_property
     def layout(self) -> SpotLayout:
@@ -193,9 +186,7 @@ def check_slide(counts: Any, rows: tuple[int, int], slide: str) -> None:
         raise InputError(error.code, error.thing, place=place, remedy=error.remedy) from None
 
 
-def read_counts(
-    counts: Any, rows: tuple[int, int], columns: np.ndarray, slide: str = "slide"
-) -> Any:
+def read_counts(counts: Any, rows: tuple[int, int], columns: np.ndarray, slide: str) -> Any:
     """Some columns of counts as CSR float32 rows; errors name the `slide`: cells or spots.
 
     Raises

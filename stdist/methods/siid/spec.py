@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from stdist.kernels.poisson_factors import Settings
-from stdist.kernels.spot_map import MAX_DISTANCE
-from stdist.methods.checks import check_number, wrong_parameter
-from stdist.store import InputError
+from stdist.methods.siid.pair_spec import MOST_STARTS, PairSpec
 
-MOST_STARTS = 1000
 ROUNDS = 3
 """E-steps while a tile is in memory: measured, a third of the passes for the same loss."""
 EXPONENT = 1.8
@@ -31,8 +27,8 @@ ADAM_ONLY = ("learning_rate", "epochs", "entropy_schedule")
 """Parameters that only one of the solvers has."""
 
 
-@dataclass(frozen=True)
-class SiidSpec:
+@dataclass(frozen=True, kw_only=True)
+class SiidSpec(PairSpec):
     """What `stdist.tl.siid` does, beyond the data; see there for the meaning of each field.
 
     Raises
@@ -41,13 +37,6 @@ class SiidSpec:
         If a value is out of its range.
     """
 
-    n_factors: int
-    layer: str | None = None
-    spots_layer: str | None = None
-    spatial_key: str = "spatial"
-    spots_spatial_key: str = "spatial"
-    transform: Sequence[float] | None = None
-    max_distance: float = MAX_DISTANCE
     n_spots_per_cell: int = 1
     held_out: Sequence[str] | None = None
     deconvolve: bool = True
@@ -68,11 +57,11 @@ class SiidSpec:
     shrink: bool = True
     l2: float | None = None
     key_added: str = "siid"
-    rng: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("n_factors", 1, 1000),
+        super().__post_init__()
+        self._check(
+            Integral,
             ("n_spots_per_cell", 1, MOST_SPOTS),
             ("n_solutions", 1, 100),
             ("n_restarts", 1, MOST_STARTS),
@@ -81,17 +70,14 @@ class SiidSpec:
             ("convergence_passes", 1, 10**6),
             ("entropy_passes", 1, 10**5),
             ("epochs", 2, 10**6),
-            ("rng", 0, 2**32 - 1),
-        ):
-            check_number("siid", name, getattr(self, name), Integral, (low, high))
-        for name, low, high in (
-            ("max_distance", 1e-9, 1e9),
+        )
+        self._check(
+            Real,
             ("entropy", 0, 1e6),
             ("learning_rate", 1e-9, 1e3),
             ("entropy_schedule", self.epochs / LARGEST_LOG_WEIGHT, 1e9),
             *((("l2", 0, 1e3),) if self.l2 is not None else ()),
-        ):
-            check_number("siid", name, getattr(self, name), Real, (low, high))
+        )
         for name, choices in (
             ("solver", ("em", "adam")),
             ("spots_model", ("poisson", "negative_binomial")),
@@ -106,32 +92,11 @@ class SiidSpec:
             raise self._wrong("n_solutions", f"at most n_restarts, {self.n_restarts}")
         if isinstance(self.held_out, str) or len(set(self.held)) < len(self.held):
             raise self._wrong("held_out", "a list of genes, each once")
-        if self.transform is not None and len(self.matrix or ()) != 3:
-            raise self._wrong("transform", "nine numbers, row by row, or a 3 x 3 matrix")
-
-    def _wrong(self, name: str, remedy: str) -> InputError:
-        return wrong_parameter("siid", name, getattr(self, name), remedy)
 
     @property
     def held(self) -> list[str]:
         """Names of the genes to hold out."""
         return [] if self.held_out is None else [str(name) for name in self.held_out]
-
-    @property
-    def matrix(self) -> list[list[float]] | None:
-        """The transform as rows; the command line gives it as text."""
-        if self.transform is None:
-            return None
-        given = list(self.transform)
-        if len(given) == 3:
-            given = [value for row in given for value in row]  # type: ignore[attr-defined]
-        try:
-            numbers = [float(value) for value in given]
-        except (TypeError, ValueError):
-            raise self._wrong("transform", "numbers") from None
-        if not all(map(isfinite, numbers)):
-            raise self._wrong("transform", "finite numbers")
-        return [numbers[at : at + 3] for at in (0, 3, 6)] if len(numbers) == 9 else None
 
     @property
     def weight_l2(self) -> float:
@@ -140,11 +105,6 @@ class SiidSpec:
             return float(self.l2)
         return 1e-5 if self.solver == "adam" else 0.0
 
-    @property
-    def first_seed(self) -> int:
-        """Seed of the first start: starts of two `rng` never share one."""
-        return MOST_STARTS * self.rng
-
     def settings(self, entropy: float = 0.0) -> Settings:
         """How rows move in a pass."""
         tied = self.spot_scale == "tied"
@@ -152,5 +112,4 @@ class SiidSpec:
 
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
-        held = None if self.held_out is None else self.held
-        return asdict(self) | {"transform": self.matrix, "held_out": held}
+        return super().to_parameters() | {"held_out": self.held or None}
