@@ -69,7 +69,7 @@ def global_step(
     exponent: float = 1.0,
     l2: float = 0.0,
     platform_scaling: bool = True,
-    shrink: bool = False,
+    prior: tuple[Floats, Floats] | None = None,
 ) -> GlobalStep:
     """Update the factors.
 
@@ -89,15 +89,15 @@ def global_step(
         and the gauge is 1.
     platform_scaling
         Whether phi moves.
-    shrink
-        Whether Q takes its posterior mean under `profile_prior`, counts and rates given.
+    prior : (n_genes,) float64 twice, optional
+        Shape and rate of `profile_prior`, under which Q takes its posterior mean, counts and rates
+        given.
     """
     panel = np.arange(Q.shape[1]) < n_panel
     counts, mass = total["factor_counts"], total["spot_mass"]
     rates = total["cell_mass"][:, None] * panel + phi * mass
-    if shrink:
-        shape, rate = profile_prior(Q, total["cell_mass"], mass, n_panel)
-        counts, rates = counts + shape, rates + rate
+    if prior is not None:
+        counts, rates = counts + prior[0], rates + prior[1]
     if l2:
         new = np.empty_like(Q)
         for k in range(len(Q)):

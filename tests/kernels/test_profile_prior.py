@@ -18,10 +18,10 @@ def test_profiles_of_few_counts_are_calibrated(shape):
     spot_mass = draws.uniform(500.0, 3000.0, (FACTORS, 1))  # a count or two of each gene
     counts = draws.poisson(spot_mass * truth).astype(float)
     Q = np.where(np.arange(GENES) < PANEL, truth, counts / spot_mass)
-    found, _ = profile_prior(Q, np.full(FACTORS, 1e6), spot_mass, PANEL)
+    prior = found, _ = profile_prior(Q, np.full(FACTORS, 1e6), spot_mass, PANEL)
     np.testing.assert_allclose(found, shape, rtol=0.05)
     total = {"factor_counts": counts, "cell_mass": np.full(FACTORS, 1e6), "spot_mass": spot_mass}
-    options = {"n_panel": PANEL, "platform_scaling": False, "shrink": True}
+    options = {"n_panel": PANEL, "platform_scaling": False, "prior": prior}
     step = global_step(total, Q, np.ones(GENES), **options)
     estimate = (step.Q * step.gauge[:, None])[:, PANEL:] / mean[PANEL:]
     wanted, raw = truth[:, PANEL:] / mean[PANEL:], Q[:, PANEL:] / mean[PANEL:]

@@ -176,14 +176,17 @@ def moved(
     platform_scaling: bool,
 ) -> Arrays:
     """Factors of the next pass: ``Q, phi, gauge``; ``shape`` and ``dispersion`` where fitted."""
+    Q, phi = np.asarray(now["Q"]), np.asarray(now["phi"])
+    prior = None
+    if settings.shrink:
+        prior = profile_prior(Q, total["cell_mass"], total["spot_mass"], n_panel)
     step = global_step(
-        total, np.asarray(now["Q"]), np.asarray(now["phi"]), n_panel, exponent=exponent,
-        l2=settings.l2, platform_scaling=platform_scaling, shrink=settings.shrink,
+        total, Q, phi, n_panel, exponent=exponent, l2=settings.l2,
+        platform_scaling=platform_scaling, prior=prior,
     )  # fmt: skip
     found = step._asdict()
-    if settings.shrink:
-        masses = total["cell_mass"], total["spot_mass"]
-        found["shape"] = profile_prior(np.asarray(now["Q"]), *masses, n_panel)[0].max()
+    if prior is not None:
+        found["shape"] = prior[0].max()
     if "dispersion" in now:
         found["dispersion"] = dispersion_step(total, np.asarray(now["dispersion"]), exponent)
     return found
