@@ -25,16 +25,20 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stdist.kernels.array_module import array_module, host_array
-from stdist.kernels.poisson_factors_device import device_pass
-from stdist.kernels.poisson_factors_rows import (
-    SMALLEST,
-    Counts,
-    Floats,
-    padded,
+from stdist.kernels.poisson_factors_device import improve_on_device
+from stdist.kernels.poisson_factors_rows import Counts, Floats, padded
+from stdist.kernels.poisson_factors_spots import (
+    Factors,
+    Options,
+    Rows,
+    Sums,
+    Work,
+    begin_rows,
+    improve_rows,
 )
-from stdist.kernels.poisson_factors_spots import Factors, Options, Rows, Sums, Work, improve_rows
 
 Statistics = dict[str, Any]
+Triple = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Settings:
     shrink: bool = False
 
 
-def _groups(spot: NDArray[np.integer]) -> tuple[NDArray[np.int64], ...]:
+def _groups(spot: NDArray[np.integer]) -> Triple:
     """Order of cells, starts of groups in it, and their spots; a cell without spot is a group."""
     order = np.argsort(spot, kind="stable")
     ordered = spot[order].astype(np.int64)
@@ -124,6 +128,11 @@ def tile_pass(
         their ``empty_counts``; ``rejected``, over-relaxed rounds that were undone.
     """
     n_factors, n_panel = Q.shape[0], cells.shape[1]
+    xp = array_module(rows.p)
+    groups = _groups(host_array(spot))
+    learnt = np.empty(0) if dispersion is None else np.asarray(dispersion, np.float64)
+    panel, scaled = padded(Q[:, :n_panel].T), padded((Q * phi).T)
+    factors = Factors(panel, scaled, panel.sum(axis=0), scaled.sum(axis=0), learnt)
     options = Options(
         n_factors,
         settings.rounds,
@@ -132,55 +141,13 @@ def tile_pass(
         settings.l2,
         settings.tied,
     )
-    if array_module(rows.p) is not np:
-        if dispersion is not None or settings.tied:
-            raise NotImplementedError("dispersions and tied scales are for the host's processor")
-        groups = _groups(host_array(spot))
-        found = device_pass(cells, spots, spot, groups, rows, Q, phi, options, gauge)
-        return Rows(*found[0]), found[1]
-    of_cells, of_spots = Counts.of(cells), Counts.of(spots)
-    order, starts, spot_of_group = _groups(spot)
-    panel, scaled = padded(Q[:, :n_panel].T), padded((Q * phi).T)
-    learnt = np.empty(0) if dispersion is None else np.asarray(dispersion, np.float64)
-    factors = Factors(panel, scaled, panel.sum(axis=0), scaled.sum(axis=0), learnt)
-    now = _begin(rows, gauge)
-    width = now.p.shape[1]
-    sums = Sums(
-        np.zeros_like(panel),
-        np.zeros_like(scaled),
-        np.zeros(width),
-        np.zeros((max(1, len(learnt)), width)),
-        np.zeros(len(learnt)),
-        np.zeros(5),
-    )
-    work = Work(
-        np.zeros_like(now.p),
-        np.zeros(width),
-        np.zeros(width),
-        np.zeros(width),
-        np.zeros(width),
-        np.zeros(_largest_group(of_cells, of_spots, order, starts, spot_of_group)),
-        np.zeros(len(learnt)),
-        np.zeros(len(learnt)),
-    )
-    improve_rows(
-        of_cells,
-        of_spots,
-        order,
-        starts,
-        spot_of_group,
-        now,
-        Rows(*map(np.copy, now)),
-        factors,
-        options,
-        work,
-        sums,
-    )
+    improve = _improve if xp is np else improve_on_device
+    new, sums = improve(cells, spots, groups, begin_rows(rows, gauge), factors, options)
     explained = scaled * sums.spots  # (n_genes, n_padded)
     spot_counts = explained.sum(axis=1)
     explained[:n_panel] += panel * sums.cells
     empty = np.ones(spots.shape[0], np.bool_)
-    empty[spot_of_group[spot_of_group >= 0]] = False
+    empty[groups[2][groups[2] >= 0]] = False
     loss_x, loss_v, entropy, squares, rejected = sums.scalars
     statistics = {
         "factor_counts": explained[:, :n_factors].T.copy(),
@@ -194,24 +161,54 @@ def tile_pass(
         "n_cells": len(spot),
         "n_spots": int((~empty).sum()),
         "empty_spots": int(empty.sum()),
-        "empty_counts": float(np.asarray(spots.sum(axis=1)).ravel()[empty].sum()),
-        "rejected": int(rejected),
+        "empty_counts": _counts_of(spots, empty),
+        "rejected": rejected,
     }
     if dispersion is not None:
         statistics["log_gamma"] = sums.log_gamma
-    return Rows(now.p[:, :n_factors].copy(), now.n, np.where(spot >= 0, now.m, rows.m)), statistics
+    mine = xp.where(spot >= 0, new.m, rows.m)
+    return Rows(new.p[:, :n_factors].copy(), new.n, mine), statistics
 
 
-def _begin(rows: Rows, gauge: Floats | None) -> Rows:
-    """A copy of the rows, padded; with a gauge their factors scaled, and rows normalised again."""
-    n_factors = rows.p.shape[1]
-    p, n, m = padded(rows.p), rows.n.astype(np.float64), rows.m.astype(np.float64)
-    if gauge is not None:
-        own = p[:, :n_factors] * gauge
-        scale = own.sum(axis=1)
-        p[:, :n_factors] = np.maximum(own / scale[:, None], SMALLEST)
-        n, m = n * scale, m * scale
-    return Rows(p, n, m)
+def _improve(
+    cells: sparse.csr_array,
+    spots: sparse.csr_array,
+    groups: Triple,
+    now: Rows,
+    factors: Factors,
+    options: Options,
+) -> tuple[Rows, Sums]:
+    of_cells, of_spots = Counts.of(cells), Counts.of(spots)
+    width, n_learnt = now.p.shape[1], len(factors.dispersion)
+    sums = Sums(
+        np.zeros_like(factors.cells),
+        np.zeros_like(factors.spots),
+        np.zeros(width),
+        np.zeros((max(1, n_learnt), width)),
+        np.zeros(n_learnt),
+        np.zeros(5),
+    )
+    work = Work(
+        np.zeros_like(now.p),
+        np.zeros(width),
+        np.zeros(width),
+        np.zeros(width),
+        np.zeros(width),
+        np.zeros(_largest_group(of_cells, of_spots, *groups)),
+        np.zeros(n_learnt),
+        np.zeros(n_learnt),
+    )
+    plain = Rows(*map(np.copy, now))
+    improve_rows(of_cells, of_spots, *groups, now, plain, factors, options, work, sums)
+    return now, sums
+
+
+def _counts_of(spots: sparse.csr_array, chosen: NDArray[np.bool_]) -> float:
+    """Counts of some spots together; of a device's rows too."""
+    if not chosen.any():
+        return 0.0
+    entries = np.repeat(chosen, np.diff(host_array(spots.indptr)))
+    return float(spots.data[array_module(spots.data).asarray(entries)].sum(dtype=np.float64))
 
 
 def _largest_group(

@@ -14,6 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stdist.kernels.array_module import array_module
+
 Floats = NDArray[np.float64]
 
 EPSILON = 1e-8
@@ -42,8 +44,8 @@ class Counts(NamedTuple):
 
 
 def padded(table: Floats) -> Floats:
-    """A table with columns of zeros appended, up to a multiple of eight."""
-    out = np.zeros((len(table), -(-table.shape[1] // 8) * 8))
+    """A table with columns of zeros appended, up to a multiple of eight; NumPy's or CuPy's."""
+    out: Floats = array_module(table).zeros((len(table), -(-table.shape[1] // 8) * 8))
     out[:, : table.shape[1]] = table
     return out
 

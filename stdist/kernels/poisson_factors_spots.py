@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from stdist.kernels.array_module import array_module
 from stdist.kernels.poisson_factors_dispersion import expected_logs, explain_overdispersed
 from stdist.kernels.poisson_factors_rows import (
     SMALLEST,
@@ -21,6 +22,7 @@ from stdist.kernels.poisson_factors_rows import (
     Floats,
     explain,
     normalise,
+    padded,
     penalised_row,
     scatter,
     shrunken_log,
@@ -37,6 +39,21 @@ class Rows(NamedTuple):
     p: Floats  # (n_cells, n_padded)
     n: Floats  # (n_cells,)
     m: Floats  # (n_cells,)
+
+
+def begin_rows(rows: Rows, gauge: Floats | None) -> Rows:
+    """A copy of the rows, padded; with a gauge their factors scaled, and rows normalised again.
+
+    Arrays are NumPy's or CuPy's.
+    """
+    n_factors = rows.p.shape[1]
+    p, n, m = padded(rows.p), rows.n.astype(np.float64), rows.m.astype(np.float64)
+    if gauge is not None:
+        own = rows.p * gauge
+        scale = own.sum(axis=1)
+        p[:, :n_factors] = array_module(p).maximum(own / scale[:, None], SMALLEST)
+        n, m = n * scale, m * scale
+    return Rows(p, n, m)
 
 
 class Factors(NamedTuple):
