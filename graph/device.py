@@ -143,8 +143,8 @@ def _to_csr(dense: Any) -> sparse.csr_matrix:
     return sparse.csr_matrix(parts, shape=dense.shape)
 
 
-class DeviceRows:
-    """CSR rows on the device, of which a slice is a dense array there."""
+class CsrRows:
+    """CSR rows on the device, of which a slice is the same."""
 
     def __init__(self, rows: sparse.csr_matrix) -> None:
         import cupy
@@ -152,28 +152,6 @@ class DeviceRows:
         if not rows.has_canonical_format:
             rows = rows.copy()
             rows.sum_duplicates()
-        self.shape, self.offsets = rows.shape, rows.indptr
-        self.columns, self.data = cupy.asarray(rows.indices), cupy.asarray(rows.data)
-
-    def __getitem__(self, rows: slice) -> Any:
-        """Return rows ``start:stop``, dense."""
-        import cupy
-
-        offsets = self.offsets[rows.start : rows.stop + 1]
-        entries = slice(int(offsets[0]), int(offsets[-1]))
-        positions = cupy.arange(entries.start, entries.stop)
-        row = cupy.searchsorted(cupy.asarray(offsets), positions, side="right") - 1
-        dense = cupy.zeros((len(offsets) - 1, self.shape[1]), self.data.dtype)
-        dense[row, self.columns[entries]] = self.data[entries]
-        return dense
-
-
-class CsrRows:
-    """CSR rows on the device, of which a slice is the same."""
-
-    def __init__(self, rows: sparse.csr_matrix) -> None:
-        import cupy
-
         self.shape, self.offsets = rows.shape, np.asarray(rows.indptr, np.int64)
         self.indices, self.data = cupy.asarray(rows.indices), cupy.asarray(rows.data)
 
@@ -184,7 +162,7 @@ class CsrRows:
 
         return cupy.asarray(self.offsets)
 
-    def __getitem__(self, rows: slice) -> CsrRows:
+    def __getitem__(self, rows: slice) -> Any:
         """Return some rows."""
         found = object.__new__(CsrRows)
         first, last, _ = rows.indices(self.shape[0])
@@ -193,3 +171,18 @@ class CsrRows:
         found.shape, found.offsets = (last - first, self.shape[1]), offsets - offsets[0]
         found.indices, found.data = self.indices[entries], self.data[entries]
         return found
+
+
+class DeviceRows(CsrRows):
+    """CSR rows on the device, of which a slice is a dense array there."""
+
+    def __getitem__(self, rows: slice) -> Any:
+        """Return some rows, dense."""
+        import cupy
+
+        found = super().__getitem__(rows)
+        entries = cupy.arange(len(found.data))
+        row = cupy.searchsorted(found.indptr, entries, side="right") - 1
+        dense = cupy.zeros(found.shape, found.data.dtype)
+        dense[row, found.indices] = found.data
+        return dense

@@ -76,10 +76,16 @@ def read_spots(
     rows: tuple[int, int], *, counts: Any, panel: np.ndarray, held: np.ndarray
 ) -> Arrays:
     """Counts of the held-out genes in some spots, and the spots' totals over the panel."""
-    return {
-        "counts": dense_rows(read_counts(counts, rows, held, "spots")).astype(np.float32),
-        "total": row_sums(read_counts(counts, rows, panel, "spots")),
-    }
+    total, answers = panel_and_held(counts, rows, panel, held, "spots")
+    return {"counts": answers.astype(np.float32), "total": total}
+
+
+def panel_and_held(
+    counts: Any, rows: tuple[int, int], panel: np.ndarray, held: np.ndarray, slide: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Totals over the panel, and dense counts of the genes held out."""
+    read = read_counts(counts, rows, np.concatenate([panel, held]), slide)
+    return row_sums(read[:, : len(panel)]), dense_rows(read[:, len(panel) :])
 
 
 def score_cells(
@@ -95,8 +101,7 @@ def score_cells(
     **arguments: Any,
 ) -> Arrays:
     """Score the mean of the solutions, each of them, and the controls."""
-    answers = dense_rows(read_counts(counts, rows, held, "cells"))
-    total = row_sums(read_counts(counts, rows, panel, "cells"))
+    total, answers = panel_and_held(counts, rows, panel, held, "cells")
     single = [
         imputed_means(arguments[f"{name}_rows_back"], arguments[name], model) for name in solutions
     ]
