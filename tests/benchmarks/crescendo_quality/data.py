@@ -95,11 +95,12 @@ def null_case(name: str, sample: str, n_batches: int, seed: int) -> Case:
     return Case(f"{name} {sample}", own, case.genes)
 
 
-def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray]:
-    """One Xenium tile in random batches with a simulated effect, and its counts without.
+def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray, np.ndarray]:
+    """One Xenium tile in random batches with a simulated effect, its counts without, the effect.
 
-    A factor below 1 thins counts; above, every count is repeated and its fraction drawn. Depths
-    and clusters (Harmony, 30 clusters) are those of the changed counts.
+    The effect has shape (n_batches, n_cells, n_genes): what each batch would do to a cell. A factor
+    below 1 thins counts; above, every count is repeated and its fraction drawn. Depths and clusters
+    (Harmony, 30 clusters) are those of the changed counts.
     """
     import harmonypy
     from sklearn.decomposition import PCA
@@ -114,7 +115,8 @@ def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray]:
     n_genes = truth.shape[1]
     effect = rng.normal(0, of_gene, (n_batches, 1, n_genes))
     effect = effect + rng.normal(0, of_type, (n_batches, labels.max() + 1, n_genes))
-    factor = np.exp(effect * (rng.random(n_genes) < share))[batch, labels]
+    effect = np.exp(effect * (rng.random(n_genes) < share))[:, labels]
+    factor = effect[batch, np.arange(len(batch))]
     whole = np.floor(factor).astype(int)
     counts = truth * whole + rng.binomial(truth, factor - whole)
     depth = np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -135,4 +137,4 @@ def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray]:
     changed.obs_names, changed.var_names = tile.obs_names, tile.var_names
     changed.obs["batch"], changed.obs["label"] = _codes(batch), _codes(labels)
     changed.obsm["R"] = soft / soft.sum(axis=1, keepdims=True)
-    return Case(kind, changed, case.genes), truth
+    return Case(kind, changed, case.genes), truth, effect
