@@ -8,6 +8,7 @@ from stdist.graph.progress import choose_progress
 from stdist.graph.record import RunRecord, run_folders, unfinished
 from stdist.graph.reduce import add, add_by_group, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
+from stdist.graph.scope import scoped
 from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import State
 
@@ -38,6 +39,7 @@ __all__ = [
     "resume",
     "run_folders",
     "run_in_memory",
+    "scoped",
     "start",
     "tiles",
     "unfinished",

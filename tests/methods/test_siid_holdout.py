@@ -76,13 +76,22 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
     fitted = mine.copy()
     stdist.tl.siid(fitted, spots=above, held_out=genes, deconvolve=False, **FAST)
     own = fitted.uns["siid"]["held_out"]  # what the fit itself says of these genes
-    assert list(own.columns) == ["siid", "solution 0", "solution 1", "B", "total"]
+    assert list(own.columns) == ["siid", "solution 0", "solution 1", "B", "total", "permuted"]
     for method in ("siid", "B", "total"):
         np.testing.assert_allclose(own[method], scores[method]["r2"], rtol=1e-9, err_msg=method)
+    alone = quietly(mine, spots=above, n_folds=5, folds=[3], **FAST | {"n_solutions": 1})
+    permuted = alone.scores.query("method == 'permuted'").set_index("gene")["r2"]
+    np.testing.assert_allclose(own["permuted"], permuted, rtol=1e-9)
     single = own.filter(like="solution").mean()
     spread = found.summary.loc["siid", "seed_range"]
     assert single.max() - single.min() == pytest.approx(spread)
-    assert f"imputed {own['siid'].mean():.4f}" in fitted.uns["siid"]["notes"][0]
+    note = fitted.uns["siid"]["notes"][0]
+    assert f"imputed {own['siid'].mean():.4f}" in note
+    assert f"{permuted.mean():.4f} with the spots permuted" in note
+    without = mine.copy()
+    options = {"held_out": genes, "deconvolve": False, "controls": False, **FAST}
+    stdist.tl.siid(without, spots=above, **options)
+    assert without.uns["siid"]["held_out"].equals(own.drop(columns="permuted"))
     factors = fitted.uns["siid"]["factors"]
     profile = factors["profile"].sel(gene=genes).values.reshape(-1, len(genes))
     counts = mine[:, genes].X.toarray().astype(float)
@@ -168,9 +177,10 @@ def test_a_control_that_is_as_good_is_told(shared):
     held_out = [gene for gene, fold in fold_of_gene.items() if fold == 0]
     with pytest.warns(StdistWarning) as told:
         stdist.tl.siid(mine, spots=above, held_out=held_out, deconvolve=False, **FAST)
-    wins = [str(warning.message) for warning in told][-1]
+    wins, permuted = [str(warning.message) for warning in told][-2:]
     assert wins.startswith("[control-wins]")
     assert "B 0.346" in wins
+    assert permuted.startswith("[control-permuted]")
     text = [str(warning.message) for warning in caught]
     assert set(found.notes) <= set(text)
     assert any(note.startswith("[control-wins]") and "B 0.346" in note for note in text)

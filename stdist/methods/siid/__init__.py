@@ -43,6 +43,7 @@ def siid(
     max_distance: float = 100.0,
     n_spots_per_cell: int = 1,
     held_out: list[str] | None = None,
+    controls: bool = True,
     deconvolve: bool = True,
     n_solutions: int = 6,
     n_restarts: int = 8,
@@ -95,7 +96,10 @@ def siid(
         pass is one step of the rows instead of three: there are three times as many.
     held_out
         Genes that are taken from the panel: imputed, to be compared with what was measured.
-        ``uns[key_added]["held_out"]`` has the R2 of each, and of two controls (`siid_holdout`).
+        ``uns[key_added]["held_out"]`` has the R2 of each, of single solutions and of controls.
+    controls
+        Whether the best of as many restarts with the spots permuted over their places is among
+        these controls, fitted with the same settings: to be compared with ``solution 0``.
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions
@@ -199,6 +203,7 @@ def siid(
         max_distance=max_distance,
         n_spots_per_cell=n_spots_per_cell,
         held_out=held_out,
+        controls=controls,
         deconvolve=deconvolve,
         n_solutions=n_solutions,
         n_restarts=n_restarts,

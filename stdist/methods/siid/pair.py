@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -137,6 +139,12 @@ class Pair:
                 place=f"spot {crowded[0]} of {self.spots.place}",
                 remedy="use smaller spots, or filter out cells far from every spot",
             )
+
+    def like(self, **changes: Any) -> Pair:
+        """Return the pair with other parameters of the fit, which read the same data."""
+        other = copy(self)
+        other.spec = replace(self.spec, **changes)
+        return other
 
     def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
         """Coordinates of some cells, float64."""

@@ -41,11 +41,12 @@ def place_cells(
 def place_spots(
     rows: tuple[int, int], *, counts: Any, layout: Arrays, columns: np.ndarray
 ) -> Arrays:
-    """Send each spot to its place in the tile of its cells."""
+    """Send the counts of each spot to the place of a spot, its own by default."""
+    number = layout["spot_number"][slice(*rows)]
     return {
-        "position": layout["spot_row"][slice(*rows)],
+        "position": layout["spot_row"][number],
         "spots": read_counts(counts, rows, columns, "spots"),
-        "spot_origin": np.arange(*rows) + 1,
+        "spot_origin": number + 1,
     }
 
 
