@@ -141,9 +141,11 @@ class Pair:
             )
 
     def like(self, **changes: Any) -> Pair:
-        """Return the pair with other parameters of the fit, which read the same data."""
+        """Return the pair with other parameters of the fit, or other genes held out."""
         other = copy(self)
         other.spec = replace(self.spec, **changes)
+        other._match_genes()
+        other._check_factors()
         return other
 
     def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
