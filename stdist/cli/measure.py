@@ -65,10 +65,7 @@ MEASURES = {
 PASSED_ON = {
     "stdist.tl.siid_holdout": (
         "stdist.tl.siid",
-        {
-            *("held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"),
-            "n_spots_per_cell",
-        },
+        {"held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"},
     )
 }
 """Function whose other parameters a measure passes on, and those that have no meaning there."""

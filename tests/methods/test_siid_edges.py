@@ -101,5 +101,26 @@ def test_what_does_not_go_with_several_spots_is_refused(slides):
     mine, above, _ = slides
     with pytest.raises(InputError, match="n_spots_per_cell is 5"):
         stdist.tl.siid(mine.copy(), spots=above, n_spots_per_cell=5, **FAST)
-    with pytest.raises(InputError, match="n_spots_per_cell is 2"):
-        stdist.tl.siid_holdout(mine.copy(), spots=above, n_spots_per_cell=2, **FAST)
+
+
+def test_a_hold_out_scores_the_fit_with_several_spots(slides):
+    """As the fit itself does; what the baselines know is the nearest spot."""
+    mine, above, _ = slides
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)
+        found = {
+            n_spots: stdist.tl.siid_holdout(
+                mine.copy(), spots=above, n_spots_per_cell=n_spots, n_folds=8, folds=[2], **FAST
+            ).scores.pivot(index="gene", columns="method", values="r2")
+            for n_spots in (1, 3)
+        }
+    several, fitted = found[3], mine.copy()
+    options = {"held_out": list(several.index), "deconvolve": False, "n_spots_per_cell": 3}
+    quietly(fitted, spots=above, **options, **FAST)
+    own = fitted.uns["siid"]["held_out"]
+    for name in ("siid", "permuted", "B", "total"):
+        np.testing.assert_allclose(several[name], own[name], rtol=1e-9, err_msg=name)
+    fits = ["permuted", "siid"]
+    assert several.drop(columns=fits).equals(found[1].drop(columns=fits))
+    assert (several[fits] != found[1][fits]).all(axis=None)
+    assert (several["siid"] != several["permuted"]).all()

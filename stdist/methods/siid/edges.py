@@ -34,8 +34,6 @@ class EdgeBound(Bound):
     Restarts on the sample, and the order of cells, are those of the nearest spot.
     """
 
-    several_spots = True
-
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
         self.steps = ROUNDS

@@ -23,7 +23,6 @@ from stdist.graph import (
 )
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.kernels.poisson_factors import Settings
-from stdist.methods.checks import wrong_parameter
 from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
@@ -71,16 +70,11 @@ def siid_program(pair: Pair, bound: type[Bound]) -> Program:
 class Bound:
     """What the stages share."""
 
-    several_spots = False
-    """Whether a cell may belong to more than its nearest spot."""
     steps = 1
     """Passes that move the rows as often as one that has tiles of whole spots."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair, self.spec = pair, pair.spec
-        if pair.spec.n_spots_per_cell > 1 and not self.several_spots:
-            remedy = "1: a hold-out knows the nearest spot only"
-            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, remedy)
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
         self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
