@@ -145,6 +145,10 @@ def siid(
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
+        with several spots per cell ``obsm[key_added + "_edge_spot"]``: their numbers, nearest
+        first, -1 for none, and ``"_edge_size"``: the cell's size m in each, float32 of the same
+        shape ``(n_cells, n_spots_per_cell)``, in the mean of the solutions;
+        ``"_types_edge_size"``: the same in the fit of the types;
         ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots,
         dispersions and tied scales where they were fitted.
     rng
