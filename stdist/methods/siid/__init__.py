@@ -170,8 +170,9 @@ def siid(
     Raises
     ------
     InputError
-        If the slides share no gene, coordinates are in different frames, counts are not counts, or
-        there are more factors than spots, cells or genes of the panel.
+        If the slides share no gene, coordinates are in different frames, counts are not counts or
+        a slide has none of the shared genes, or there are more factors than spots, cells or genes
+        of the panel.
 
     Warns
     -----

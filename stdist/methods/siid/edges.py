@@ -55,7 +55,7 @@ class EdgeBound(Bound):
         return found
 
     def _lay_out(self) -> list[Any]:
-        layout, cells, spots = super()._lay_out()
+        layout, cells, *others = super()._lay_out()
         placed = Rearrange(
             cells.name,
             place_cells_and_edges,
@@ -67,7 +67,7 @@ class EdgeBound(Bound):
             updates=(*cells.updates, "edges"),
             places=cells.places,
         )
-        return [layout, placed, spots]
+        return [layout, placed, *others]
 
     def _fit(
         self, name: str, starts: str, number: int, passes: int, converged: Any, entropy: float = 0.0

@@ -133,14 +133,14 @@ class Fold(Bound):
 
     def stages(self) -> tuple[list[Any], dict[str, State]]:
         """Stages after the layout, and the states that they keep."""
-        _, place_cells, place_spots = self._lay_out()
+        _, place_cells, *others = self._lay_out()
         place_cells = replace(
             place_cells,
             kernel=partial(place_cells_and_answers, place=place_cells.kernel),
             options={**place_cells.options, "held": self.held},
             updates=(*place_cells.updates, "answers", "xy"),
         )
-        stages: list[Any] = [place_cells, place_spots, *self._solutions()]
+        stages: list[Any] = [place_cells, *others, *self._solutions()]
         stages.append(self._score(controls=self.controls))
         if not self.controls:
             return stages, self.states()

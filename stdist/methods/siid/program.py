@@ -40,7 +40,14 @@ from stdist.methods.siid.fit import (
 )
 from stdist.methods.siid.held_out import PERMUTED, answered_genes, held_out_stages
 from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.places import lay_out, place_cells, place_spots, take_back
+from stdist.methods.siid.places import (
+    lay_out,
+    place_cells,
+    place_spots,
+    refuse_empty,
+    take_back,
+    total_counts,
+)
 from stdist.methods.siid.results import fit_results
 from stdist.methods.siid.sample import (
     LONG_STARTS,
@@ -146,7 +153,7 @@ class Bound:
 
         The cells are those that the stages of the pair itself have laid out.
         """
-        layout, _, place_spots = self._lay_out()
+        layout, _, place_spots, _ = self._lay_out()
         key = stream_key(self.spec.rng, "siid permuted spots", 0)
         number = np.argsort(uniforms(key, 0, self.pair.spots.n_obs), kind="stable")
         layout = replace(layout, options={**layout.options, "spot_number": number})
@@ -185,6 +192,20 @@ class Bound:
                 nanoseconds=2000.0,
                 updates=("spots", "spot_origin"),
                 places=self.places,
+            ),
+            Reduce(
+                "total_counts",
+                total_counts,
+                options={"n_panel": pair.n_panel},
+                finalize=partial(
+                    refuse_empty,
+                    errors={slide: pair.without_counts(slide) for slide in ("cells", "spots")},
+                ),
+                workspace=TileWorkspace(int(12 * self.spot_entries)),
+                partial_bytes=2 * FLOAT,
+                nanoseconds=self.cell_entries,
+                rows=self.places,
+                recalls=("cells", "spots"),
             ),
         ]
 
