@@ -5,9 +5,10 @@ from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
 from stdist.graph.preflight import added_keys, check_output, refuse_unfinished
 from stdist.graph.progress import choose_progress
-from stdist.graph.record import RunRecord, run_folders, unfinished
+from stdist.graph.record import RunRecord, plain, run_folders, unfinished
 from stdist.graph.reduce import add, add_by_group, by_name, concatenate, fold
 from stdist.graph.run import discard, resume, run_in_memory, start
+from stdist.graph.scope import scoped
 from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import State
 
@@ -34,10 +35,12 @@ __all__ = [
     "discard",
     "fold",
     "make_plan",
+    "plain",
     "refuse_unfinished",
     "resume",
     "run_folders",
     "run_in_memory",
+    "scoped",
     "start",
     "tiles",
     "unfinished",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from stdist.graph.blocks import Blocks
 from stdist.graph.compile import Binding, compile_rearrange, compile_stage
 from stdist.graph.device import CPU
 from stdist.graph.executors import Executor, Graph, is_fatal
+from stdist.graph.lifetimes import spent_states
 from stdist.graph.progress import Progress
 from stdist.graph.rearrange import FileMoves, MemoryMoves
 from stdist.graph.record import RunRecord
 from stdist.graph.sinks import MemorySink, StoreSink, part_path
-from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
+from stdist.graph.stage import Arrays, Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import FileState, MemoryState, Recollection, StateStore
 from stdist.graph.task import TaskRecord, load_values
 from stdist.store import InputError, Output, RunStopped, Staging, StdistError
@@ -101,7 +102,7 @@ class Execution:
         return finished.folder
 
     def _write_results(self, staging: Staging) -> list[str]:
-        results = self.program.results(load_values(self.values, tuple(self.values)))
+        results = self.program.results(_Loaded(self.values))
         undeclared = set(results) - set(self.program.result_keys)
         if undeclared and not self.program.creates:
             message = f"program {self.program.name!r} did not declare {sorted(undeclared)}"
@@ -113,12 +114,10 @@ class Execution:
     def compute_in_memory(self) -> dict[str, Any]:
         """Compute everything and return outputs and results by key."""
         self._compute()
-        return self.memory | dict(
-            self.program.results(load_values(self.values, tuple(self.values)))
-        )
+        return self.memory | dict(self.program.results(_Loaded(self.values)))
 
     def _compute(self) -> None:
-        for stage in self.program.stages:
+        for stage, spent in zip(self.program.stages, spent_states(self.program), strict=True):
             if isinstance(stage, Map):
                 self._map(stage)
             elif isinstance(stage, Loop):
@@ -127,6 +126,8 @@ class Execution:
                 self._rearrange(stage)
             else:
                 self.values[stage.name] = self._value(stage, stage.name)
+            for name in spent:
+                self.state.drop_before(name, self.versions[name] + 1)
 
     def _save(self, name: str, arrays: Mapping[str, Any]) -> Any:
         return dict(arrays) if self.record is None else self.record.save_value(name, arrays)
@@ -350,6 +351,22 @@ class Execution:
             assert self.staging is not None
             place = f"stage {stage!r}, task {worst.key} ({len(failures)} failed)"
             raise _stopped(worst.error, place, self.staging.target) from worst.error
+
+
+class _Loaded(Mapping[str, Arrays]):
+    """Values, each read when it is asked for: together they may be large."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.references = values
+
+    def __getitem__(self, name: str) -> Arrays:
+        return load_values(self.references, (name,))[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.references)
+
+    def __len__(self) -> int:
+        return len(self.references)
 
 
 def remove_run(run_folder: Path, staged: Path) -> None:

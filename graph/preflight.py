@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stdist.graph.lifetimes import most_row_bytes
 from stdist.graph.record import unfinished
 from stdist.graph.stage import Map, Program
 from stdist.store import ArrayElement, InputError
@@ -130,7 +131,7 @@ def check_space(program: Program, target: Path) -> None:
 def _state_bytes(program: Program) -> int:
     """Bytes of the rows kept between passes: the version that is read and the one written."""
     n_rows = max((stage.n_rows for stage in program.block_stages()), default=0)
-    return 2 * n_rows * sum(state.row_bytes for state in program.state.values())
+    return 2 * n_rows * most_row_bytes(program)
 
 
 def _stored_estimate(program: Program) -> int:

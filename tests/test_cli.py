@@ -198,7 +198,11 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
     table = tmp_path / "scores.csv"
     what = ["measure", "siid-holdout", "--cells", cells, "--spots", spots, "--n-factors", 3,
             "--n-solutions", 2, "--n-restarts", 2, "--passes", 2, "--sample-cells", 1024,
-            "--n-folds", 4, "--folds", "2", "--output", table, "--workers", 1]  # fmt: skip
+            "--n-folds", 4, "--folds", "2", "--workers", 1]  # fmt: skip
+    code, text = run("plan", "siid_holdout", *what[2:], capsys=capsys)
+    assert code == 0, text.err
+    assert "fold2.permuted.score" in text.out
+    what += ["--output", table]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StdistWarning)  # a fit this short beats nothing
         code, text = run(*what, capsys=capsys)

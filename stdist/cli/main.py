@@ -15,7 +15,7 @@ import click
 
 from stdist import __version__
 from stdist.cli import show
-from stdist.cli.measure import measure
+from stdist.cli.measure import kept_options, measure
 from stdist.cli.options import (
     block_option,
     chosen_store,
@@ -311,7 +311,7 @@ def _add_methods() -> None:
     from stdist.methods.registry import PROGRAMS
 
     for name, entry in PROGRAMS.items():
-        if entry.kind in ("store", "measure"):
+        if entry.kind == "store":
             continue
         common = [
             click.Option(["--params"], type=click.Path(exists=True), help="TOML file of options."),
@@ -337,6 +337,8 @@ def _add_methods() -> None:
                 ],
             ),
         ):
+            if entry.kind == "measure" and group is run_group:
+                continue  # `stdist measure` runs it
             command = _LazyCommand(name, entry, common + extra, action, str(group.name))
             cluster_options(block_option(command))
             group.add_command(command)
@@ -370,7 +372,11 @@ class _LazyCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.complete:
             at = 2 if self.entry.store_option else 1
-            self.params[at:at] = method_options(_public(self.entry.function))
+            self.params[at:at] = (
+                kept_options(self.entry.function)
+                if self.entry.kind == "measure"
+                else method_options(_public(self.entry.function))
+            )
             self.complete = True
         return super().get_params(ctx)
 

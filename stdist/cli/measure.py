@@ -65,10 +65,7 @@ MEASURES = {
 PASSED_ON = {
     "stdist.tl.siid_holdout": (
         "stdist.tl.siid",
-        {
-            *("held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"),
-            "n_spots_per_cell",
-        },
+        {"held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"},
     )
 }
 """Function whose other parameters a measure passes on, and those that have no meaning there."""
@@ -143,11 +140,15 @@ class _KeptMeasure(_Measure):
         block_option(self)
 
     def _options(self) -> list[click.Option]:
-        """Its own options, and those of the fit that it passes on."""
-        own = [option for option in super()._options() if option.name not in NO_TEXT]
-        path, without = PASSED_ON[self.function]
-        known = {option.name for option in own} | without
-        return own + [o for o in method_options(_function(path)) if o.name not in known]
+        return kept_options(self.function)
+
+
+def kept_options(function: str) -> list[click.Option]:
+    """Options of a measure that is a program, and those of the fit that it passes on."""
+    own = [option for option in method_options(_function(function)) if option.name not in NO_TEXT]
+    path, without = PASSED_ON[function]
+    known = {option.name for option in own} | without
+    return own + [o for o in method_options(_function(path)) if o.name not in known]
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -135,7 +135,7 @@ PROGRAMS = {
         "cells",
     ),
     "siid_holdout": Entry(
-        "stdist.methods.siid.holdout_results:build_siid_holdout",
+        "stdist.methods.siid.holdout:build_siid_holdout",
         "stdist.tl.siid_holdout",
         "measure",
         "imputation by siid of genes held out, beside simple baselines and permuted spots",

@@ -12,9 +12,7 @@ from stdist.graph import (
     InProcess,
     Program,
     added_keys,
-    check_output,
     choose_progress,
-    refuse_unfinished,
     run_in_memory,
     start,
 )
@@ -54,22 +52,6 @@ def run_program(
             progress=choose_progress(progress),
             overwrite=overwrite,
         )
-
-
-def check_free(program: Program, data: Data, overwrite: bool) -> None:
-    """Refuse, before work whose result a program is to keep, what its start would refuse.
-
-    Raises
-    ------
-    InputError
-        If the output exists (and `overwrite` is False), or the store has an unfinished run.
-    """
-    if isinstance(data, AnnDataData):
-        _refuse_existing(data.adata, program, overwrite)
-        return
-    check_output(program, overwrite)
-    assert program.target is not None
-    refuse_unfinished(program.target)
 
 
 def _refuse_existing(adata: Any, program: Program, overwrite: bool) -> None:

@@ -22,6 +22,7 @@ PLACED = ("layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_dista
 FITTED = (
     *("n_solutions", "n_restarts", "sample_cells", "passes", "solver", "learning_rate", "epochs"),
     *("entropy_schedule", "spots_model", "spot_scale", "platform_scaling", "shrink", "l2"),
+    "n_spots_per_cell",
 )
 """Parameters that say how it is fitted, which it must share too."""
 NAMES = {
@@ -35,6 +36,12 @@ NAMES = {
     "D_space": "B over neighbours in space (D)",
     "total": "total count of the cell",
 }
+ALONE = {
+    "solution 0": "SIID, best restart alone",
+    "permuted": "SIID, best restart alone, spots permuted",
+}
+"""Single solutions that a fit scores itself."""
+LABELS = NAMES | ALONE
 
 
 def controls(facts: RunFacts, pictures: bool) -> str:
@@ -53,17 +60,31 @@ def _of_the_fit(facts: RunFacts) -> str:
     parts = []
     table = facts.written.get("held_out")
     if table is not None:
-        shown = ["siid", "B", "total"]
-        cards = [(NAMES[name], html.number(table[name].mean())) for name in shown]
+        shown = [name for name in ("siid", "B", "total", *ALONE) if name in table]
+        cards = [(LABELS[name], html.number(table[name].mean())) for name in shown]
         parts.append(html.paragraph(f"Mean R² over the {len(table)} genes held out of this fit."))
         parts.append(html.cards(cards))
         parts += _warnings(facts.notes)
+        if "permuted" in table:
+            single = table.filter(like="solution").mean()
+            spread = html.number(single.max() - single.min())
+            parts.append(
+                html.paragraph(
+                    "With the counts of each spot at the place of another one solution is fitted, "
+                    "to be compared with that of the best restart. The solutions of this fit "
+                    f"differ by {spread} in their mean R²."
+                )
+            )
+        head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
         rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
-        parts.append(html.table(("gene", *(f"R² of {NAMES[name]}" for name in shown)), rows))
-    missing = "The score with the spots permuted" if parts else "How well this fit imputes genes"
-    parts.append(
-        html.paragraph(f"{missing} is not known; this command tells, for genes held out in folds:")
-    )
+        parts.append(html.table(head, rows))
+        text = "This command scores all genes of the panel in folds, beside more controls:"
+    else:
+        text = (
+            "How well this fit imputes genes is not known; this command tells, for genes held out "
+            "in folds:"
+        )
+    parts.append(html.paragraph(text))
     return "".join([*parts, html.commands([holdout_command(facts)])])
 
 

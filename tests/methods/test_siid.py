@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from functools import partial
 
 import anndata
 import numpy as np
@@ -16,8 +17,9 @@ from stdist.graph import InProcess, resume, start, unfinished
 from stdist.kernels.imputation_scores import gene_scores, matched_js, score_sums
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
-from stdist.methods.siid import build_siid
+from stdist.methods.siid import align_program, build_siid
 from stdist.methods.siid import fit as fitting
+from stdist.methods.siid import program as siid_program
 from stdist.store import InputError, RunStopped, StdistWarning, Store, verify
 
 FAST = {
@@ -216,6 +218,40 @@ def test_what_cannot_be_a_pair_is_refused_before_it_runs(simulated, code, change
             mine, spots=above, **{**FAST, "max_distance": 1e4 if "crowd" in code else 100}
         )
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("slide", ["cells", "spots"])
+@pytest.mark.parametrize("kept", ["nothing", "others", "zeros"])
+def test_a_slide_without_a_count_to_fit_is_refused_before_any_fit(
+    simulated, monkeypatch, slide, kept
+):
+    """None at all, of genes that are not shared only, or zeros that are stored."""
+    monkeypatch.setattr(siid_program, "restart", None)
+    monkeypatch.setattr(align_program, "align", None)
+    mine, above = (adata.copy() for adata in simulated)
+    changed = {"cells": mine, "spots": above}[slide]
+    if kept == "zeros":
+        changed.X.data[:] = 0
+    elif kept == "others" and slide == "spots":
+        changed.X = sparse.csr_matrix(changed.X.multiply(np.arange(60) >= 40))
+    elif kept == "others":
+        changed.X = sparse.csr_matrix(changed.X.multiply(np.arange(40) < 4))
+        above.var_names = [f"x{i}" if i < 4 else f"g{i:02d}" for i in range(60)]
+    else:
+        changed.X = sparse.csr_matrix(changed.shape, dtype=np.float32)
+    calls = [
+        partial(stdist.tl.siid, **FAST),
+        partial(stdist.tl.siid, **{**FAST, "n_spots_per_cell": 2}),
+        partial(stdist.tl.siid_holdout, n_factors=4, n_folds=4, sample_cells=1024),
+        partial(stdist.tl.siid_choose_factors, n_factors=[2, 3]),
+        partial(stdist.tl.siid_align, n_factors=2, n_starts=1),
+    ]
+    for call in calls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StdistWarning)
+            with pytest.raises(InputError, match=f"the {slide} have no count of the") as caught:
+                call(mine, spots=above)
+        assert caught.value.code == "counts-none"
 
 
 @pytest.mark.parametrize(("code", "value"), [("fractional", 0.5), ("negative", -1.0)])

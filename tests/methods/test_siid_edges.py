@@ -11,6 +11,7 @@ import pytest
 import stdist
 from stdist.graph import InProcess, run_in_memory
 from stdist.kernels.pair_simulation import pair_model
+from stdist.kernels.spot_map import spots_within
 from stdist.methods.data import AnnDataData
 from stdist.methods.siid import SiidSpec, edges, spec
 from stdist.methods.siid.edges import EdgeBound
@@ -90,16 +91,70 @@ def test_a_store_gives_the_same_for_any_blocks(slides, tmp_path, client):
     stdist.io.write(above, paths[1])
     quietly(paths[0], spots=paths[1], progress=False, client=client, block_length=1024, **options)
     stored, factors = anndata.read_zarr(paths[0]), expected.uns["siid"]["factors"]
-    for key in ("siid", "siid_types"):
+    assert len(expected.obsm) == 6
+    for key in set(expected.obsm) - {"spatial"}:
         np.testing.assert_array_equal(stored.obsm[key], expected.obsm[key])
     again = Store(paths[0]).uns("siid")["factors"]
     for name in ("profile", "loss", "spot_loading"):
         np.testing.assert_array_equal(np.asarray(again[name]), factors[name].values)
 
 
+def test_sizes_of_cells_in_their_spots_are_those_of_the_fit(slides):
+    mine, above, _ = slides
+    fitted = mine.copy()
+    options = {**FAST, "passes": 2, "n_spots_per_cell": 3, "n_solutions": 2}
+    quietly(fitted, spots=above, convergence_passes=2, entropy_passes=1, **options)
+    spot, size = fitted.obsm["siid_edge_spot"], fitted.obsm["siid_edge_size"]
+    types = fitted.obsm["siid_types_edge_size"]
+    edges = spots_within(mine.obsm["spatial"], above.obsm["spatial"], 3)
+    lengths = (spot >= 0).sum(axis=1)
+    np.testing.assert_array_equal(lengths, np.diff(edges.indptr))
+    np.testing.assert_array_equal(spot[spot >= 0], edges.spot)
+    np.testing.assert_array_equal(spot[:, 0], fitted.obs["siid_spot"])
+    assert (lengths == 3).any()
+    assert (lengths < 3).any()
+    for sizes in (size, types):
+        assert (sizes[spot < 0] == 0).all()
+        assert (sizes[spot >= 0] > 0).mean() > 0.9
+    loadings = np.zeros((above.n_obs, 4))
+    for edge in range(3):
+        known = spot[:, edge] >= 0
+        load = types[known, edge, None] * fitted.obsm["siid_types"][known]
+        np.add.at(loadings, spot[known, edge], load)
+    factors = fitted.uns["siid"]["factors"]
+    np.testing.assert_allclose(loadings, factors["spot_loading"].values, rtol=1e-4, atol=1e-4)
+    p = fitted.obsm["siid"].reshape(-1, 2, 4)
+    seen = (factors["profile"] * factors["platform"]).sum("gene").values  # of a unit of size
+    explained = (p / p.sum(axis=2, keepdims=True) * seen).sum(axis=2).mean(axis=1)
+    reached = np.unique(spot[spot >= 0])
+    counts = above[reached, mine.var_names].X.sum()
+    assert size.sum(axis=1) @ explained == pytest.approx(counts, rel=0.002)
+
+
 def test_what_does_not_go_with_several_spots_is_refused(slides):
     mine, above, _ = slides
     with pytest.raises(InputError, match="n_spots_per_cell is 5"):
         stdist.tl.siid(mine.copy(), spots=above, n_spots_per_cell=5, **FAST)
-    with pytest.raises(InputError, match="n_spots_per_cell is 2"):
-        stdist.tl.siid_holdout(mine.copy(), spots=above, n_spots_per_cell=2, **FAST)
+
+
+def test_a_hold_out_scores_the_fit_with_several_spots(slides):
+    """As the fit itself does; what the baselines know is the nearest spot."""
+    mine, above, _ = slides
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)
+        found = {
+            n_spots: stdist.tl.siid_holdout(
+                mine.copy(), spots=above, n_spots_per_cell=n_spots, n_folds=8, folds=[2], **FAST
+            ).scores.pivot(index="gene", columns="method", values="r2")
+            for n_spots in (1, 3)
+        }
+    several, fitted = found[3], mine.copy()
+    options = {"held_out": list(several.index), "deconvolve": False, "n_spots_per_cell": 3}
+    quietly(fitted, spots=above, **options, **FAST)
+    own = fitted.uns["siid"]["held_out"]
+    for name in ("siid", "permuted", "B", "total"):
+        np.testing.assert_allclose(several[name], own[name], rtol=1e-9, err_msg=name)
+    fits = ["permuted", "siid"]
+    assert several.drop(columns=fits).equals(found[1].drop(columns=fits))
+    assert (several[fits] != found[1][fits]).all(axis=None)
+    assert (several["siid"] != several["permuted"]).all()

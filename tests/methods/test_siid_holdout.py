@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 
 import anndata
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 from scipy import sparse
 
 import stdist
-from stdist.graph import InProcess, resume, unfinished
+from stdist.graph import InProcess, make_plan, resume, unfinished
+from stdist.graph.executors import Resources
 from stdist.graph.status import describe_runs
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
-from stdist.store import InputError, RunStopped, Staging, StdistWarning, Store, verify
+from stdist.methods.siid import holdout_program
+from stdist.methods.siid import program as siid_program
+from stdist.methods.siid.holdout_results import kept_tables
+from stdist.store import InputError, PlanRefused, RunStopped, Staging, StdistWarning, Store, verify
 
 FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "passes": 3, "sample_cells": 1024}
 
@@ -76,13 +81,22 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
     fitted = mine.copy()
     stdist.tl.siid(fitted, spots=above, held_out=genes, deconvolve=False, **FAST)
     own = fitted.uns["siid"]["held_out"]  # what the fit itself says of these genes
-    assert list(own.columns) == ["siid", "solution 0", "solution 1", "B", "total"]
+    assert list(own.columns) == ["siid", "solution 0", "solution 1", "B", "total", "permuted"]
     for method in ("siid", "B", "total"):
         np.testing.assert_allclose(own[method], scores[method]["r2"], rtol=1e-9, err_msg=method)
+    alone = quietly(mine, spots=above, n_folds=5, folds=[3], **FAST | {"n_solutions": 1})
+    permuted = alone.scores.query("method == 'permuted'").set_index("gene")["r2"]
+    np.testing.assert_allclose(own["permuted"], permuted, rtol=1e-9)
     single = own.filter(like="solution").mean()
     spread = found.summary.loc["siid", "seed_range"]
     assert single.max() - single.min() == pytest.approx(spread)
-    assert f"imputed {own['siid'].mean():.4f}" in fitted.uns["siid"]["notes"][0]
+    note = fitted.uns["siid"]["notes"][0]
+    assert f"imputed {own['siid'].mean():.4f}" in note
+    assert f"{permuted.mean():.4f} with the spots permuted" in note
+    without = mine.copy()
+    options = {"held_out": genes, "deconvolve": False, "controls": False, **FAST}
+    stdist.tl.siid(without, spots=above, **options)
+    assert without.uns["siid"]["held_out"].equals(own.drop(columns="permuted"))
     factors = fitted.uns["siid"]["factors"]
     profile = factors["profile"].sel(gene=genes).values.reshape(-1, len(genes))
     counts = mine[:, genes].X.toarray().astype(float)
@@ -168,9 +182,10 @@ def test_a_control_that_is_as_good_is_told(shared):
     held_out = [gene for gene, fold in fold_of_gene.items() if fold == 0]
     with pytest.warns(StdistWarning) as told:
         stdist.tl.siid(mine, spots=above, held_out=held_out, deconvolve=False, **FAST)
-    wins = [str(warning.message) for warning in told][-1]
+    wins, permuted = [str(warning.message) for warning in told][-2:]
     assert wins.startswith("[control-wins]")
     assert "B 0.346" in wins
+    assert permuted.startswith("[control-permuted]")
     text = [str(warning.message) for warning in caught]
     assert set(found.notes) <= set(text)
     assert any(note.startswith("[control-wins]") and "B 0.346" in note for note in text)
@@ -232,65 +247,73 @@ def test_scores_are_kept_where_the_cells_are(simulated, stores, monkeypatch):
         assert list(np.atleast_1d(kept["params"]["folds"])) == [3]
     assert verify.verify(cells)[0] == []
     assert describe_runs(cells)[-1]["state"] == "done"
-    monkeypatch.setattr("stdist.methods.siid.holdout.FoldProgram", None)  # refused before a fold
+    monkeypatch.setattr(siid_program, "restart", None)  # refused before a fold
     for data, other in ((mine, above), (cells, spots)):
         with pytest.raises(InputError) as caught:
             stdist.tl.siid_holdout(data, spots=other, key_added="scored", **KEPT)
         assert caught.value.code == "output-exists"
 
 
-def test_what_replaces_scores_is_all_there_or_not_at_all(stores, monkeypatch):
-    """Killed while tables are written, or while they are switched in."""
+class Counted:
+    """A function that counts its calls, and dies in one of them."""
+
+    def __init__(self, function):
+        self.function, self.calls, self.last = function, 0, None
+
+    def __call__(self, *arguments, **named):
+        self.calls += 1
+        if self.calls == self.last:
+            raise KeyboardInterrupt
+        return self.function(*arguments, **named)
+
+
+def test_a_hold_out_that_was_stopped_goes_on(stores, monkeypatch):
+    """In a pass, in the second fold, or as tables are switched in: called again, or resumed."""
     cells, spots = stores
-    options = {**KEPT, "controls": False, "progress": False, "key_added": "scored"}
-    first = quietly(cells, spots=spots, **options)
-
-    def stop_at(patch, step):
-        original = getattr(Staging, step)
-
-        def dies(staging, *arguments):
-            if staging.target == cells:  # not where the fold leaves its sums
-                raise KeyboardInterrupt
-            return original(staging, *arguments)
-
-        patch.setattr(Staging, step, dies)
-
-    for step in ("write_element", "_link_columns"):
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            with pytest.raises(RunStopped):
-                quietly(cells, spots=spots, overwrite=True, rng=1, **options)
-        waiting = unfinished(cells)
-        assert len(waiting) == 1
+    options = {**KEPT, "n_folds": 20, "folds": [3, 8], "passes": 3, "n_solutions": 1}
+    options |= {"progress": False, "key_added": "scored", "block_length": 1024}
+    passes, scores = Counted(siid_program.improve_tile), Counted(holdout_program.score_tile)
+    switch = Counted(Staging._link_columns)
+    monkeypatch.setattr(siid_program, "improve_tile", passes)
+    monkeypatch.setattr(holdout_program, "score_tile", scores)
+    monkeypatch.setattr(Staging, "_link_columns", lambda *arguments: switch(*arguments))
+    wanted = quietly(cells, spots=spots, **options)
+    shown = Store(cells).uns("scored")
+    whole, tiles = passes.calls, scores.calls // 4
+    again = partial(quietly, cells, spots=spots, overwrite=True, **options)
+    for broken, last, go_on in (
+        (passes, tiles + 2, again),
+        (scores, 2 * tiles + 2, partial(resume, cells, build, InProcess())),
+        (switch, 1, again),
+    ):
+        for function in (passes, scores, switch):
+            function.calls = 0
+        broken.last = last
+        with pytest.raises(RunStopped):
+            again()
+        assert len(unfinished(cells)) == 1
         with pytest.raises(InputError, match="unfinished"):
-            quietly(cells, spots=spots, overwrite=True, **options)
-        if step == "write_element":
-            with pytest.raises(InputError, match="scores-lost"):
-                resume(cells, build, InProcess())
-            kept = Store(cells).uns("scored")["scores"]
-            assert list(kept["r2"]) == list(first.scores["r2"])
-        else:
-            resume(cells, build, InProcess())
-            kept = Store(cells).uns("scored")
-            assert kept["params"]["rng"] == 1
+            quietly(cells, spots=spots, **options | {"passes": 4})
+        go_on()
+        assert whole <= passes.calls <= whole + tiles  # no pass is made twice but one cut short
         assert unfinished(cells) == []
         assert verify.verify(cells)[0] == []
+        found = Store(cells).uns("scored")
+        for name in ("scores", "summary"):
+            pd.testing.assert_frame_equal(found[name], shown[name], check_exact=True)
+        broken.last = None
+    pd.testing.assert_frame_equal(kept_tables(found)[0], wanted.scores, check_exact=True)
 
 
-def test_scores_that_cannot_be_kept_are_returned_all_the_same(stores, monkeypatch):
+def test_a_hold_out_is_planned_and_refused_before_it_runs(stores):
     cells, spots = stores
-
-    original = Staging.write_element
-
-    def full(staging, *arguments):
-        if staging.target == cells:
-            raise OSError(28, "No space left on device")
-        return original(staging, *arguments)
-
-    monkeypatch.setattr(Staging, "write_element", full)
-    with pytest.warns(StdistWarning, match="scores-not-kept"):
-        found = stdist.tl.siid_holdout(cells, spots=spots, **KEPT, controls=False, progress=False)
-    assert len(found.scores) == 4
+    parameters = {"spots": str(spots), "n_factors": 4, "folds": [1, 2]}
+    found = stdist.plan("siid_holdout", cells, **parameters)
+    names = [stage.name for stage in found.stages]
+    assert {"fold1.score", "fold2.permuted.score"} <= set(names)
+    small = Resources(n_workers=1, memory=2**20, threads=1, reserved=0)
+    with pytest.raises(PlanRefused, match="siid_holdout"):
+        make_plan(build("siid_holdout", {"data": str(cells), **parameters}), small)
 
 
 @pytest.mark.slow

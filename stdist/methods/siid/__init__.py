@@ -43,6 +43,7 @@ def siid(
     max_distance: float = 100.0,
     n_spots_per_cell: int = 1,
     held_out: list[str] | None = None,
+    controls: bool = True,
     deconvolve: bool = True,
     n_solutions: int = 6,
     n_restarts: int = 8,
@@ -95,7 +96,10 @@ def siid(
         pass is one step of the rows instead of three: there are three times as many.
     held_out
         Genes that are taken from the panel: imputed, to be compared with what was measured.
-        ``uns[key_added]["held_out"]`` has the R2 of each, and of two controls (`siid_holdout`).
+        ``uns[key_added]["held_out"]`` has the R2 of each, of single solutions and of controls.
+    controls
+        Whether the best of as many restarts with the spots permuted over their places is among
+        these controls, fitted with the same settings: to be compared with ``solution 0``.
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions
@@ -141,6 +145,10 @@ def siid(
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
         probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
+        with several spots per cell ``obsm[key_added + "_edge_spot"]``: their numbers, nearest
+        first, -1 for none, and ``"_edge_size"``: the cell's size m in each, float32 of the same
+        shape ``(n_cells, n_spots_per_cell)``, in the mean of the solutions;
+        ``"_types_edge_size"``: the same in the fit of the types;
         ``uns[key_added]["factors"]``: profiles, platform factors, losses, proportions of spots,
         dispersions and tied scales where they were fitted.
     rng
@@ -162,8 +170,9 @@ def siid(
     Raises
     ------
     InputError
-        If the slides share no gene, coordinates are in different frames, counts are not counts, or
-        there are more factors than spots, cells or genes of the panel.
+        If the slides share no gene, coordinates are in different frames, counts are not counts or
+        a slide has none of the shared genes, or there are more factors than spots, cells or genes
+        of the panel.
 
     Warns
     -----
@@ -199,6 +208,7 @@ def siid(
         max_distance=max_distance,
         n_spots_per_cell=n_spots_per_cell,
         held_out=held_out,
+        controls=controls,
         deconvolve=deconvolve,
         n_solutions=n_solutions,
         n_restarts=n_restarts,

@@ -14,6 +14,7 @@ from stdist.methods.siid.align_fit import BLUR, COARSE, DRAWS, align, join_start
 from stdist.methods.siid.align_sample import (
     Windows,
     pitch_of,
+    require_counts,
     sample_cells,
     sample_spots,
     windows_of,
@@ -72,6 +73,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
             },
             combine=appended["cells"],
             gathers=True,
+            finalize=partial(require_counts, slide="cells", error=pair.without_counts("cells")),
             partial_bytes=cell_bytes,
             workspace=TileWorkspace(64 + int(24 * cell_entries)),
             nanoseconds=2000.0,
@@ -83,6 +85,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
             options={"columns": pair.spot_columns[: pair.n_panel], "chosen": windows.spots},
             combine=appended["spots"],
             gathers=True,
+            finalize=partial(require_counts, slide="spots", error=pair.without_counts("spots")),
             partial_bytes=spot_bytes,
             workspace=TileWorkspace(64 + int(24 * row_entries(pair.spot_counts))),
             nanoseconds=2000.0,

@@ -11,6 +11,7 @@ from stdist.kernels.spot_layout import curve_order
 from stdist.methods.siid.frames import spacing
 from stdist.methods.siid.pair import Pair, read_counts
 from stdist.methods.siid.sample import packed
+from stdist.store import InputError
 
 Arrays = dict[str, Any]
 N_WINDOWS = 4
@@ -87,6 +88,19 @@ def sample_cells(
         "origin": rows[0] + inside,
         **packed("cells", read_counts(counts, rows, columns, "cells")[inside]),
     }
+
+
+def require_counts(total: Arrays, *, slide: str, error: InputError) -> Arrays:
+    """Raise the error of a slide where the sample has no count of it.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if not len(total[f"{slide}_data"]):
+        raise error
+    return total
 
 
 def sample_spots(

@@ -15,13 +15,14 @@ from stdist.kernels.poisson_factors_rows import SMALLEST
 from stdist.kernels.poisson_factors_start import start_rows
 from stdist.kernels.spot_map import spots_within
 from stdist.methods.checks import wrong_parameter
-from stdist.methods.siid.fit import TILE, advance
+from stdist.methods.siid.fit import TILE, advance, write_rows
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.places import place_cells
 from stdist.methods.siid.program import DECONVOLVED, FLOAT, Bound
 from stdist.methods.siid.sample import append, ranked, tile_of
 from stdist.methods.siid.spec import ROUNDS
 from stdist.preprocess.bound import TileWorkspace
+from stdist.store import Output
 
 Arrays = dict[str, Any]
 ONLY = {"solver": "em", "spots_model": "poisson", "spot_scale": "free"}
@@ -33,8 +34,6 @@ class EdgeBound(Bound):
 
     Restarts on the sample, and the order of cells, are those of the nearest spot.
     """
-
-    several_spots = True
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -49,11 +48,14 @@ class EdgeBound(Bound):
 
     def states(self) -> dict[str, State]:
         """With the spots of each cell, and its size in each."""
-        sizes = {f"{name}_sizes": State((self.n_edges,), "float32") for name in self.fitted}
-        return super().states() | {"edges": State((self.n_edges,), "int32")} | sizes
+        spots, sizes = State((self.n_edges,), "int32"), State((self.n_edges,), "float32")
+        found = super().states() | {"edges": spots, "edges_back": spots}
+        for name in self.fitted:
+            found |= {f"{name}_sizes": sizes, f"{name}_sizes_back": sizes}
+        return found
 
     def _lay_out(self) -> list[Any]:
-        layout, cells, spots = super()._lay_out()
+        layout, cells, *others = super()._lay_out()
         placed = Rearrange(
             cells.name,
             place_cells_and_edges,
@@ -65,7 +67,7 @@ class EdgeBound(Bound):
             updates=(*cells.updates, "edges"),
             places=cells.places,
         )
-        return [layout, placed, spots]
+        return [layout, placed, *others]
 
     def _fit(
         self, name: str, starts: str, number: int, passes: int, converged: Any, entropy: float = 0.0
@@ -150,6 +152,32 @@ class EdgeBound(Bound):
             partial_bytes=2 * self.spot_bytes,
         )
         return replace(found, options={**found.options, "hard": True})
+
+    def _results(self, control: tuple[str, ...]) -> list[Any]:
+        take_back, *scores, write = super()._results(control)
+        key, more = self.spec.key_added, ("edges", *(f"{name}_sizes" for name in self.fitted))
+        back = tuple(f"{name}_back" for name in more)
+        writes = {
+            "edge_spot": Output(f"obsm/{key}_edge_spot", (self.n_edges,), "int32"),
+            "edge_size": Output(f"obsm/{key}_edge_size", (self.n_edges,), "float32"),
+        }
+        if self.spec.deconvolve:
+            types = Output(f"obsm/{key}_types_edge_size", (self.n_edges,), "float32")
+            writes["types_edge_size"] = types
+        return [
+            replace(
+                take_back,
+                recalls=(*take_back.recalls, *more),
+                updates=(*take_back.updates, *back),
+            ),
+            *scores,
+            replace(
+                write,
+                kernel=write_edges,
+                recalls=(*write.recalls, *back),
+                writes={**write.writes, **writes},
+            ),
+        ]
 
 
 def place_cells_and_edges(
@@ -266,6 +294,29 @@ def advance_edges(
         n_panel=n_panel, settings=settings, platform_scaling=platform_scaling,
         now=values[name],
     )  # fmt: skip
+
+
+def write_edges(
+    rows: tuple[int, int], *, solutions: tuple[str, ...], types: str | None,
+    edges_back: np.ndarray, **arguments: Any,
+) -> Arrays:  # fmt: skip
+    """What `write_rows` writes, the spots of each cell, and its size in each."""
+    found = write_rows(rows, solutions=solutions, types=types, **arguments)
+    sizes = [_sizes(name, arguments[name], arguments) for name in solutions]
+    found |= {"edge_spot": edges_back - 1, "edge_size": np.mean(sizes, axis=0)}
+    if types is not None:
+        found["types_edge_size"] = _sizes(types, arguments[f"{types}_hard"], arguments)
+    for name in found.keys() & {"edge_size", "types_edge_size"}:
+        found[name] = np.where(edges_back > 0, found[name], 0.0).astype(np.float32)
+    return found
+
+
+def _sizes(name: str, now: Any, arguments: Arrays) -> np.ndarray:
+    """Sizes of cells in their spots for the factors of the last step."""
+    table = arguments[f"{name}_rows_back"][:, :-2].astype(np.float64)
+    scale = (table * np.asarray(now["gauge"])).sum(axis=1)
+    sizes: np.ndarray = arguments[f"{name}_sizes_back"] * scale[:, None]
+    return sizes
 
 
 def _current(

@@ -1,4 +1,4 @@
-"""Genes held out of a fit, scored at its end beside the two cheapest controls."""
+"""Genes held out of a fit, scored at its end beside cheap controls."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ Arrays = dict[str, Any]
 FLOAT, SINGLE = 8, 4
 CONTROLS = ("B", "total")
 """Counts of the spot scaled to the total of the cell, and that total alone."""
+PERMUTED = "permuted"
+"""Solution 0 of the same fit with the counts of each spot at the place of another."""
 
 
 def answered_genes(pair: Pair) -> list[str]:
@@ -29,13 +31,19 @@ def answered_genes(pair: Pair) -> list[str]:
     return [str(name) for name in pair.genes[pair.n_panel :] if str(name) in known]
 
 
-def held_out_stages(pair: Pair, solutions: tuple[str, ...], entries: float) -> list[Reduce]:
-    """Stages that score the genes; `entries` are the stored counts of a cell in the panel."""
+def held_out_stages(
+    pair: Pair, solutions: tuple[str, ...], control: tuple[str, ...], entries: float
+) -> list[Reduce]:
+    """Stages that score the genes in the solutions and in those of a control.
+
+    `entries` are the stored counts of a cell in the panel.
+    """
     genes = answered_genes(pair)
     number = {str(name): column for column, name in enumerate(pair.cells.var_names)}
     place = {str(name): column for column, name in enumerate(pair.genes)}
     model = np.array([place[name] for name in genes])
-    n_estimates = 1 + len(solutions) + len(CONTROLS)
+    fits = (*solutions, *control)
+    n_estimates = 1 + len(fits) + len(CONTROLS)
     row = SINGLE * len(genes) + FLOAT
     return [
         Reduce(
@@ -56,18 +64,19 @@ def held_out_stages(pair: Pair, solutions: tuple[str, ...], entries: float) -> l
             "held_out",
             score_cells,
             {"counts": pair.counts},
-            ("spots_held_out", *solutions),
+            ("spots_held_out", *fits),
             {
                 "panel": pair.panel_columns,
                 "held": np.array([number[name] for name in genes]),
                 "model": model,
                 "solutions": solutions,
+                "control": control,
             },
             combine=merged,
             workspace=TileWorkspace(int(24 * entries) + (16 + n_estimates) * FLOAT * len(genes), 0),
             nanoseconds=20.0 * n_estimates * len(genes),
             partial_bytes=9 * FLOAT * n_estimates * len(genes),
-            recalls=("spot_back", *(f"{name}_rows_back" for name in solutions)),
+            recalls=("spot_back", *(f"{name}_rows_back" for name in fits)),
         ),
     ]
 
@@ -98,29 +107,39 @@ def score_cells(
     held: np.ndarray,
     model: np.ndarray,
     solutions: tuple[str, ...],
+    control: tuple[str, ...],
     **arguments: Any,
 ) -> Arrays:
     """Score the mean of the solutions, each of them, and the controls."""
     total, answers = panel_and_held(counts, rows, panel, held, "cells")
-    single = [
-        imputed_means(arguments[f"{name}_rows_back"], arguments[name], model) for name in solutions
-    ]
+    single, permuted = (
+        [imputed_means(arguments[f"{name}_rows_back"], arguments[name], model) for name in fits]
+        for fits in (solutions, control)
+    )
     controls = baseline_means(
         (0, len(answers)), spots_held_out["counts"], spot_back, total, spots_held_out["total"], {}
     )
-    estimates = [np.mean(single, axis=0), *single, *(controls[name] for name in CONTROLS)]
-    return scored(answers, estimates)
+    simple = (controls[name] for name in CONTROLS)
+    return scored(answers, [np.mean(single, axis=0), *single, *simple, *permuted])
 
 
 def held_out_table(sums: Mapping[str, Any], genes: Sequence[str], n_solutions: int) -> pd.DataFrame:
-    """R2 by gene of the imputation (``siid``), of its single solutions and of the controls."""
+    """R2 by gene of the imputation (``siid``), of its single solutions and of the controls.
+
+    The last column, where it is there, is of solution 0 with the spots ``permuted``.
+    """
     names = ["siid", *(f"solution {number}" for number in range(n_solutions)), *CONTROLS]
-    r2 = gene_scores(sums)["r2"].reshape(len(names), len(genes))
+    r2 = gene_scores(sums)["r2"].reshape(-1, len(genes))
+    names += [PERMUTED] * (len(r2) - len(names))
     return pd.DataFrame(r2.T, index=pd.Index(genes, dtype=object, name=None), columns=names)
 
 
 def held_out_notes(table: pd.DataFrame) -> list[str]:
-    """What the scores come to, and a control that is as good."""
+    """What the scores come to, and a control that is as good.
+
+    The imputation is compared with simple controls; the solution of its best restart with that of
+    permuted spots.
+    """
     mean = table.mean()
     single = mean[mean.index.str.startswith("solution")]
     spread = single.max() - single.min()
@@ -133,7 +152,15 @@ def held_out_notes(table: pd.DataFrame) -> list[str]:
         f"counts of the spot scaled to the cell (B) {shown['B']:.4f}, "
         f"total of the cell alone {shown['total']:.4f}"
     )
-    return [level, *verdicts(summary)]
+    notes = [level, *verdicts(summary)]
+    if PERMUTED not in mean:
+        return notes
+    own = float(single.iloc[0])
+    notes[0] += f"; solution 0 alone {own:.4f}, and {mean[PERMUTED]:.4f} with the spots permuted"
+    if own - mean[PERMUTED] <= spread:
+        level = f"solution 0 has a mean R2 of {own:.4f} (solutions differ by {spread:.4f})"
+        notes.append(_permuted_note(level, mean[PERMUTED]))
+    return notes
 
 
 def unscored_note(n_factors: int) -> str:
@@ -158,15 +185,19 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
     as_good = summary.loc[summary["beaten"].eq(False).fillna(False), "r2"]
     notes = []
     for verb, which in (("wins", as_good > own), ("ties", as_good <= own)):
-        listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != "permuted"]
+        listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != PERMUTED]
         if listed:
             notes.append(
                 f"[control-{verb}] {level}, simple baselines: {', '.join(listed)}; the genes that "
                 "are shown may be too few for the method"
             )
-    if "permuted" in as_good:
-        notes.append(
-            f"[control-permuted] {level}, with the spots permuted {as_good['permuted']:.4f}: "
-            "the imputation uses which genes vary together, not where the spots are"
-        )
+    if PERMUTED in as_good:
+        notes.append(_permuted_note(level, as_good[PERMUTED]))
     return notes
+
+
+def _permuted_note(level: str, r2: float) -> str:
+    return (
+        f"[control-permuted] {level}, with the spots permuted {r2:.4f}: "
+        "the imputation uses which genes vary together, not where the spots are"
+    )

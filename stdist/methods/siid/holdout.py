@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,28 +10,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from stdist.cluster import executor_for
-from stdist.graph import InProcess, choose_progress, run_in_memory, start
-from stdist.kernels.keyed_random import stream_key, uniforms
-from stdist.methods.data import AnnDataData, Data, open_data
-from stdist.methods.run import check_free
-from stdist.methods.siid.held_out import verdicts
-from stdist.methods.siid.holdout_program import RESULT, FoldProgram
-from stdist.methods.siid.holdout_results import (
-    SCORES,
-    SINGLE,
-    fold_scores,
-    keep,
-    keeping_program,
-    summarise,
+from stdist.graph import (
+    InProcess,
+    Program,
+    RunRecord,
+    choose_progress,
+    plain,
+    resume,
+    run_in_memory,
+    unfinished,
 )
-from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.program import Bound
-from stdist.methods.siid.spec import SiidSpec
-from stdist.store import InputError, RunStopped, StdistWarning, Store
+from stdist.methods.data import AnnDataData, StoreData, open_data
+from stdist.methods.run import run_program
+from stdist.methods.siid.holdout_program import holdout_program
+from stdist.methods.siid.holdout_results import kept_tables
+from stdist.store import InputError, StdistWarning, Store
+
+NOWHERE = "holdout"
+"""Key of scores that are not kept."""
 
 
 class HoldoutScores(NamedTuple):
@@ -129,13 +129,17 @@ def siid_holdout(
     Warns
     -----
     StdistWarning
-        If a control is not beaten, or the scores could not be kept in the store.
+        If a control is not beaten.
 
     Notes
     -----
-    A fold leaves its sums in a temporary folder beside the store of the cells; they come from tiles
-    of cells, so no matrix of cells and genes is held. Neighbours are looked for, and scored, among
-    at most about ``sample_cells`` cells: whole tiles of spots, all of them in small data.
+    On a store with `key_added` the hold-out is one recorded run: ``stdist plan siid_holdout`` tells
+    what it needs, and one that was stopped goes on, from its last pass, with ``stdist resume`` or
+    where it is called again with the same parameters.
+
+    Scores come from sums over tiles of cells, so no matrix of cells and genes is held. Neighbours
+    are looked for, and scored, among at most about ``sample_cells`` cells: whole tiles of spots,
+    all of them in small data. With several spots per cell the baselines know the nearest only.
 
     Baselines A to D and the scores are those of SIID (Genome Research 2025, doi
     10.1101/gr.280555.125). The paper does not say what its neighbours are near in. That the
@@ -147,124 +151,46 @@ def siid_holdout(
     >>> found = siid_holdout("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
     >>> found.summary[["r2", "beaten"]]  # doctest: +SKIP
     """
-    if "held_out" in options:
-        raise _wrong("held_out", options["held_out"], "leave it out: folds say what is held out")
+    chosen = {"n_factors": n_factors, "n_folds": n_folds, "folds": folds}
+    chosen |= {"fold_of_gene": fold_of_gene, "controls": controls, "n_neighbors": n_neighbors}
+    chosen |= {"rng": rng, **options}
     cells, above = open_data(data), open_data(spots)
-    common = {"n_factors": n_factors, "rng": rng, "deconvolve": False, **options}
-    everything = Pair(cells, above, SiidSpec(**common))
-    genes_of = _chosen_folds(everything, n_folds, folds, fold_of_gene, rng)
-    if n_neighbors < 1:
-        raise _wrong("n_neighbors", n_neighbors, "give at least 1")
-    given = {
-        "n_factors": n_factors,
-        "n_folds": n_folds if fold_of_gene is None else None,
-        "folds": list(genes_of),
-        "controls": controls,
-        "n_neighbors": n_neighbors,
-        "rng": rng,
-        **options,
-    }
-    keeping = (
-        None if key_added is None else keeping_program(cells, str(above.path), key_added, given)
-    )
-    if keeping is not None:
-        check_free(keeping, cells, overwrite)
-    notes = [*everything.notes, *(_sampled(everything) if controls else [])]
-    tables, ranges = [], []
-    with _runner(cells, client, block_length, progress) as run:
-        for fold, genes in genes_of.items():
-            pair = Pair(cells, above, SiidSpec(**common, held_out=genes))
-            fits = [FoldProgram(pair, controls=controls, n_neighbors=n_neighbors)]
-            if controls:
-                fits.append(FoldProgram(pair, controls=False, permuted=True))
-            for fit in fits:
-                found = fold_scores(run(fit), fit, genes)
-                single = found["method"].str.startswith(SINGLE)
-                means = found[single].groupby("method")["r2"].mean()
-                method = "permuted" if fit.permuted else "siid"
-                ranges.append((method, means.max() - means.min()))
-                tables.append(found[~single].assign(fold=fold))
-    scores = pd.concat(tables, ignore_index=True)[["fold", "gene", "method", *SCORES]]
-    summary = summarise(scores, pd.DataFrame(ranges, columns=["method", "range"]))
-    notes += verdicts(summary)
-    if keeping is not None:
-        notes += keep(keeping, cells, scores, summary, notes, overwrite)
-    for note in notes:
+    where = {"client": client, "block_length": block_length, "progress": progress}
+    if key_added is not None:
+        program = holdout_program(cells, above, key_added, **chosen)
+        if not isinstance(cells, AnnDataData) and _waits(program):
+            with executor_for(client, cells.n_obs) as executor:
+                resume(cells.path, lambda *_: program, executor, progress=choose_progress(progress))
+        else:
+            run_program(program, cells, overwrite=overwrite, **where)
+        found = cells.uns(key_added)
+    elif isinstance(cells, AnnDataData):
+        program = holdout_program(cells, above, NOWHERE, **chosen)
+        found = run_in_memory(program, InProcess())[f"uns/{NOWHERE}"]
+    else:
+        with _folder_beside(cells.path) as folder:
+            target = folder / "scores.zarr"
+            program = holdout_program(cells, above, NOWHERE, target=target, **chosen)
+            run_program(program, cells, **where)
+            found = Store(target).uns(NOWHERE)
+    scores = HoldoutScores(*kept_tables(found))
+    for note in scores.notes:
         warnings.warn(note, StdistWarning, stacklevel=2)
-    return HoldoutScores(scores, summary, notes)
+    return scores
 
 
-def _chosen_folds(
-    pair: Pair,
-    n_folds: int,
-    folds: Sequence[int] | None,
-    fold_of_gene: Mapping[str, int] | None,
-    rng: int,
-) -> dict[int, list[str]]:
-    """Genes of the folds to run, in the order of the panel."""
-    shared = [str(name) for name in pair.genes]
-    if fold_of_gene is None:
-        if not 2 <= n_folds <= len(shared):
-            raise _wrong("n_folds", n_folds, f"give 2 to {len(shared)}, the number of genes")
-        drawn = np.argsort(uniforms(stream_key(rng, "siid folds", 0), 0, len(shared)))
-        parts = np.array_split(drawn, n_folds)
-        fold_of_gene = {shared[at]: fold for fold, part in enumerate(parts) for at in part}
-    absent = sorted(set(map(str, fold_of_gene)) - set(shared))
-    if absent:
-        raise InputError(
-            "gene-absent",
-            f"{len(absent)} genes with a fold are not in both slides, first {absent[0]!r}",
-            place="fold_of_gene",
-            remedy="give folds of genes that cells and spots share",
-        )
-    fold_of = {str(name): int(fold) for name, fold in fold_of_gene.items()}
-    known = sorted(set(fold_of.values()))
-    try:
-        wanted = known if folds is None else [int(fold) for fold in folds]
-    except ValueError:
-        raise _wrong("folds", folds, f"give some of {known}") from None
-    if not wanted or not set(wanted) <= set(known):
-        raise _wrong("folds", folds, f"give some of {known}")
-    return {fold: [name for name in shared if fold_of.get(name) == fold] for fold in wanted}
+def build_siid_holdout(
+    data: str, spots: str, key_added: str = "siid_holdout", **parameters: Any
+) -> Program:
+    """Build the program of a recorded run."""
+    return holdout_program(StoreData(data), StoreData(spots), key_added, **parameters)
 
 
-def _wrong(name: str, value: Any, remedy: str) -> InputError:
-    return InputError(
-        "parameter-range", f"{name} is {value!r}", place="siid_holdout", remedy=remedy
-    )
-
-
-@contextmanager
-def _runner(
-    cells: Data, client: Any, block_length: int | None, progress: bool | None
-) -> Iterator[Any]:
-    """Give a function that runs a fold where the cells are, and returns its sums."""
-    if isinstance(cells, AnnDataData):
-        yield lambda fit: run_in_memory(fit.program(), InProcess())[RESULT]
-        return
-    assert cells.path is not None
-    with (
-        _folder_beside(cells.path) as folder,
-        executor_for(client, cells.n_obs) as executor,
-    ):
-
-        def run(fit: FoldProgram) -> Any:
-            target = folder / f"fold{len(list(folder.glob('fold*.zarr')))}.zarr"
-            try:
-                start(
-                    fit.program(target),
-                    executor,
-                    block_length=block_length,
-                    progress=choose_progress(progress),
-                )
-            except RunStopped as error:
-                remedy = "remove the cause and call again: a fold that stopped is not kept"
-                raise RunStopped(
-                    error.code, error.thing, place=error.place, remedy=remedy
-                ) from error
-            return Store(target).uns(RESULT.partition("/")[2])
-
-        yield run
+def _waits(program: Program) -> bool:
+    """Tell whether a hold-out with these parameters was stopped."""
+    wanted = json.loads(json.dumps(program.parameters, default=plain))
+    facts = [RunRecord(folder).read_json("run.json") for folder in unfinished(program.target)]
+    return [(one["program"], one["parameters"]) for one in facts] == [(program.name, wanted)]
 
 
 @contextmanager
@@ -283,14 +209,3 @@ def _folder_beside(store: Path) -> Iterator[Path]:
         ) from error
     with folder as name:
         yield Path(name)
-
-
-def _sampled(pair: Pair) -> list[str]:
-    """Say so where neighbours are looked for in a sample."""
-    n_cells = pair.cells.n_obs
-    if Bound(pair).every == 1:
-        return []
-    return [
-        f"[baselines-sampled] neighbours are looked for, and scored, among about "
-        f"{pair.spec.sample_cells} of {n_cells} cells"
-    ]

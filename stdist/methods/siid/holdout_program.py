@@ -1,4 +1,4 @@
-"""One fold as a program: the fit without its genes, and their scores as the only result."""
+"""The hold-out as a program: for every fold the fit without its genes, and their scores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph import Each, Program, Reduce, State, by_name
-from stdist.kernels.keyed_random import stream_key, uniforms
+from stdist.graph import Each, Program, Reduce, State, by_name, scoped
+from stdist.methods.checks import wrong_parameter
+from stdist.methods.data import Data
+from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.fit import TILE
+from stdist.methods.siid.holdout_folds import chosen_folds
+from stdist.methods.siid.holdout_results import holdout_results
 from stdist.methods.siid.holdout_tiles import (
     NEIGHBORS,
     QUERIES,
@@ -27,14 +31,82 @@ from stdist.methods.siid.holdout_tiles import (
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import FLOAT, Bound
 from stdist.methods.siid.sample import append
+from stdist.methods.siid.spec import SiidSpec
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import TILE_ROWS
 
-RESULT = "uns/holdout"
 _COPIES = 16  # float64 tables of a tile's held-out genes, at most
 
 
-class FoldProgram(Bound):
+def holdout_program(
+    cells: Data,
+    spots: Data,
+    key_added: str,
+    *,
+    n_folds: int = 10,
+    folds: Any = None,
+    fold_of_gene: Mapping[str, int] | None = None,
+    controls: bool = True,
+    n_neighbors: int = 10,
+    target: Path | None = None,
+    **options: Any,
+) -> Program:
+    """Bind the hold-out to a pair; on a `target` its tables are all that this new store has.
+
+    Raises
+    ------
+    InputError
+        As of `stdist.tl.siid_holdout`.
+    """
+    if options.pop("held_out", None) is not None:
+        remedy = "nothing: folds say what is held out"
+        raise wrong_parameter("siid_holdout", "held_out", "given", remedy)
+    if n_neighbors < 1:
+        raise wrong_parameter("siid_holdout", "n_neighbors", n_neighbors, "at least 1")
+    whole = Pair(cells, spots, SiidSpec(**{"deconvolve": False, **options}))
+    genes_of = chosen_folds(whole, n_folds, folds, fold_of_gene, whole.spec.rng)
+    kind = EdgeFold if whole.spec.n_spots_per_cell > 1 else Fold
+    base = kind(whole, controls=controls, n_neighbors=n_neighbors)
+    stages: list[Any] = [base.layout_stage()]
+    states: dict[str, State] = {}
+    for fold, genes in genes_of.items():
+        bound = kind(whole.like(held_out=genes), controls=controls, n_neighbors=n_neighbors)
+        own, kept = scoped(f"fold{fold}", *bound.stages())
+        stages += own
+        states |= kept
+    given = {
+        "n_folds": n_folds if fold_of_gene is None else None,
+        "folds": list(genes_of),
+        "controls": controls,
+        "n_neighbors": n_neighbors,
+        **options,
+    }
+    parameters = {"spots": str(spots.path)}
+    parameters |= {name: value for name, value in given.items() if value is not None}
+    recorded = {"data": str(cells.path), "key_added": key_added, **parameters}
+    if fold_of_gene is not None:
+        recorded["fold_of_gene"] = {str(name): int(fold) for name, fold in fold_of_gene.items()}
+    return Program(
+        "siid_holdout",
+        tuple(stages),
+        recorded,
+        cells.path if target is None else target,
+        creates=target is not None,
+        results=partial(
+            holdout_results,
+            key=f"uns/{key_added}",
+            parameters=parameters,
+            genes_of=genes_of,
+            n_solutions=whole.spec.n_solutions,
+            controls=controls,
+            notes=[*whole.notes, *(_sampled(base) if controls else [])],
+        ),
+        result_keys=(f"uns/{key_added}",),
+        state=states,
+    )
+
+
+class Fold(Bound):
     """The genes that a pair holds out, fitted without and scored.
 
     Parameters
@@ -42,62 +114,54 @@ class FoldProgram(Bound):
     pair
         Cells and spots, with `held_out` genes of the cells.
     controls
-        Whether baselines are scored too.
+        Whether baselines, and the same fit with the spots permuted, are scored too.
     n_neighbors
         Cells in the baselines of neighbours.
-    permuted
-        Whether spots give their counts to other spots' places.
     """
 
-    def __init__(
-        self, pair: Pair, *, controls: bool, n_neighbors: int = 10, permuted: bool = False
-    ) -> None:
+    def __init__(self, pair: Pair, *, controls: bool, n_neighbors: int) -> None:
         super().__init__(pair)
-        self.controls, self.n_neighbors, self.permuted = controls, n_neighbors, permuted
+        self.controls, self.n_neighbors = controls, n_neighbors
         column = {name: number for number, name in enumerate(map(str, pair.cells.var_names))}
         self.held = np.array([column[str(name)] for name in pair.genes[pair.n_panel :]])
         self.held_entries = self.cell_entries * len(self.held) / pair.n_panel
 
-    def program(self, target: Path | None = None) -> Program:
-        """Return the program; on stores its result is the only element of a new one."""
-        layout, place_cells, place_spots = self._lay_out()
-        if self.permuted:
-            own = layout.options["spot_row"]
-            key = stream_key(self.spec.rng, "siid permuted spots", 0)
-            other = own[np.argsort(uniforms(key, 0, len(own)), kind="stable")]
-            layout = replace(layout, options={**layout.options, "spot_row": other})
+    def layout_stage(self) -> Each:
+        """Return the layout, the same for all folds."""
+        layout, *_ = self._lay_out()
+        return layout
+
+    def stages(self) -> tuple[list[Any], dict[str, State]]:
+        """Stages after the layout, and the states that they keep."""
+        _, place_cells, *others = self._lay_out()
         place_cells = replace(
             place_cells,
-            kernel=place_cells_and_answers,
+            kernel=partial(place_cells_and_answers, place=place_cells.kernel),
             options={**place_cells.options, "held": self.held},
             updates=(*place_cells.updates, "answers", "xy"),
         )
-        stages: list[Any] = [layout, place_cells, place_spots, *self._solutions(), self._score()]
-        if self.controls:
-            sample = self._restarts()[0]
-            if self.spec.solver == "adam":  # whose runs take no sample
-                stages.append(sample)
-            stages += self._neighbors(sample)
-        return Program(
-            "siid_holdout",
-            tuple(stages),
-            {"held_out": self.spec.held, "permuted": self.permuted},
-            target,
-            creates=True,
-            results=partial(_results, names=("score", *(("neighbors",) if self.controls else ()))),
-            state=self.states() | self._answers(),
-        )
+        stages: list[Any] = [place_cells, *others, *self._solutions()]
+        stages.append(self._score(controls=self.controls))
+        if not self.controls:
+            return stages, self.states()
+        sample = self._restarts()[0]
+        if self.spec.solver == "adam":  # whose runs take no sample
+            stages.append(sample)
+        stages += self._neighbors(sample)
+        permuted, states = self.permuted([self._score(controls=False)])
+        return stages + permuted, self.states() | states
 
-    def _answers(self) -> dict[str, State]:
+    def states(self) -> dict[str, State]:
+        """With what is known of the held-out genes."""
         answers = State((len(self.held),), "float32", entries=self.held_entries)
-        return {"answers": answers, "xy": State((2,), "float64")}
+        return {**super().states(), "answers": answers, "xy": State((2,), "float64")}
 
-    def _score(self) -> Reduce:
-        n_estimates = 1 + len(self.solutions) + (len(STREAMED) if self.controls else 0)
+    def _score(self, *, controls: bool) -> Reduce:
+        n_estimates = 1 + len(self.solutions) + (len(STREAMED) if controls else 0)
         options = {
             "n_panel": self.pair.n_panel,
             "solutions": self.solutions,
-            "controls": self.controls,
+            "controls": controls,
         }
         return Reduce(
             "score",
@@ -146,5 +210,15 @@ class FoldProgram(Bound):
         ]
 
 
-def _results(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {RESULT: {name: dict(values[name]) for name in names}}
+class EdgeFold(Fold, EdgeBound):
+    """The same where a cell may belong to several spots; baselines know the nearest only."""
+
+
+def _sampled(fold: Fold) -> list[str]:
+    """Say so where neighbours are looked for in a sample."""
+    if fold.every == 1:
+        return []
+    return [
+        f"[baselines-sampled] neighbours are looked for, and scored, among about "
+        f"{fold.spec.sample_cells} of {fold.pair.cells.n_obs} cells"
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -17,7 +17,6 @@ from stdist.kernels.imputation_scores import merge_score_sums, score_sums
 from stdist.kernels.moments import dense_rows, row_sums
 from stdist.methods.siid.fit import current_rows
 from stdist.methods.siid.pair import read_counts
-from stdist.methods.siid.places import place_cells
 from stdist.methods.siid.sample import packed, tile_of, unpacked
 from stdist.store import TILE_ROWS
 
@@ -31,10 +30,16 @@ QUERIES = 1024
 
 
 def place_cells_and_answers(
-    rows: tuple[int, int], *, held: np.ndarray, counts: Any, spatial: np.ndarray, **arguments: Any
+    rows: tuple[int, int],
+    *,
+    place: Callable[..., Arrays],
+    held: np.ndarray,
+    counts: Any,
+    spatial: np.ndarray,
+    **arguments: Any,
 ) -> Arrays:
-    """Send each cell to its nearest spot, with its counts of the held-out genes."""
-    placed = place_cells(rows, counts=counts, spatial=spatial, **arguments)
+    """Send each cell to its nearest spot as `place` does, with its counts of the held-out genes."""
+    placed = place(rows, counts=counts, spatial=spatial, **arguments)
     answers = read_counts(counts, rows, held, "cells")
     return placed | {"answers": answers, "xy": np.asarray(spatial, np.float64)}
 

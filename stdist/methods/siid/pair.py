@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +17,7 @@ from stdist.methods.data import UNIQUE_BAND, Data
 from stdist.methods.siid.frames import describe_frames, likely_cause, spacing
 from stdist.methods.siid.pair_spec import PairSpec
 from stdist.store import TILE_ROWS, InputError, Source
+from stdist.store.elements import row_entries
 
 MOST_UNMAPPED, MANY_UNMAPPED = 0.5, 0.05
 """Shares of cells without a spot that are refused, and that are warned of."""
@@ -27,7 +30,8 @@ class Pair:
     ------
     InputError
         If the slides share no gene, the panel is empty or smaller than the number of factors,
-        coordinates are wrong or in different frames, or the first rows hold no counts.
+        coordinates are wrong or in different frames, what the first rows hold is no counts, or a
+        sparse slide is empty.
     """
 
     def __init__(self, cells: Data, spots: Data, spec: PairSpec) -> None:
@@ -40,6 +44,8 @@ class Pair:
         for slide, counts in (("cells", self.counts), ("spots", self.spot_counts)):
             first = 0, min(TILE_ROWS, counts.shape[0])  # all others are checked when they are read
             check_slide(counts.read(*first), first, slide)
+            if not row_entries(counts):
+                raise self.without_counts(slide)
         places = _coordinates(spots, spec.spots_spatial_key).read(0, spots.n_obs)
         self.places = _finite(places, spec.spots_spatial_key, spots.place, 0)
         if spec.matrix is not None:
@@ -137,6 +143,29 @@ class Pair:
                 place=f"spot {crowded[0]} of {self.spots.place}",
                 remedy="use smaller spots, or filter out cells far from every spot",
             )
+
+    def like(self, **changes: Any) -> Pair:
+        """Return the pair with other parameters of the fit, or other genes held out."""
+        other = copy(self)
+        other.spec = replace(self.spec, **changes)
+        other._match_genes()
+        other._check_factors()
+        return other
+
+    def without_counts(self, slide: str) -> InputError:
+        """Error of a slide, cells or spots, that has no counts to fit."""
+        data, layer = (
+            (self.cells, self.spec.layer)
+            if slide == "cells"
+            else (self.spots, self.spec.spots_layer)
+        )
+        return InputError(
+            "counts-none",
+            f"the {slide} have no count of the {self.n_panel} genes that are shared and not held "
+            "out",
+            place=f"{'X' if layer is None else f'layer {layer!r}'} of {data.place}",
+            remedy="name the layer with raw counts (layer, spots_layer), or give other slides",
+        )
 
     def cell_places(self, rows: tuple[int, int]) -> np.ndarray:
         """Coordinates of some cells, float64."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from stdist.kernels.spot_map import nearest_spots
 from stdist.methods.siid.pair import read_counts
+from stdist.store import InputError
 
 Arrays = dict[str, Any]
 
@@ -41,12 +42,33 @@ def place_cells(
 def place_spots(
     rows: tuple[int, int], *, counts: Any, layout: Arrays, columns: np.ndarray
 ) -> Arrays:
-    """Send each spot to its place in the tile of its cells."""
+    """Send the counts of each spot to the place of a spot, its own by default."""
+    number = layout["spot_number"][slice(*rows)]
     return {
-        "position": layout["spot_row"][slice(*rows)],
+        "position": layout["spot_row"][number],
         "spots": read_counts(counts, rows, columns, "spots"),
-        "spot_origin": np.arange(*rows) + 1,
+        "spot_origin": number + 1,
     }
+
+
+def total_counts(rows: tuple[int, int], *, cells: Any, spots: Any, n_panel: int) -> Arrays:
+    """Counts of the panel in some tiles, of either slide."""
+    counts = {"cells": cells.sum(), "spots": spots[:, :n_panel].sum()}
+    return {slide: np.float64(total) for slide, total in counts.items()}
+
+
+def refuse_empty(total: Arrays, *, errors: dict[str, InputError]) -> Arrays:
+    """Raise the error of a slide without counts.
+
+    Raises
+    ------
+    InputError
+        If there is one.
+    """
+    for slide, error in errors.items():
+        if not total[slide]:
+            raise error
+    return total
 
 
 def take_back(

@@ -7,9 +7,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stdist.graph import Each, Loop, Map, Program, Rearrange, Reduce, State, by_name, concatenate
+import numpy as np
+
+from stdist.graph import (
+    Each,
+    Loop,
+    Map,
+    Program,
+    Rearrange,
+    Reduce,
+    State,
+    by_name,
+    concatenate,
+    scoped,
+)
+from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.kernels.poisson_factors import Settings
-from stdist.methods.checks import wrong_parameter
 from stdist.methods.siid.adam import AdamRuns
 from stdist.methods.siid.fit import (
     TILE,
@@ -25,9 +38,16 @@ from stdist.methods.siid.fit import (
     tied_scales,
     write_rows,
 )
-from stdist.methods.siid.held_out import answered_genes, held_out_stages
+from stdist.methods.siid.held_out import PERMUTED, answered_genes, held_out_stages
 from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.places import lay_out, place_cells, place_spots, take_back
+from stdist.methods.siid.places import (
+    lay_out,
+    place_cells,
+    place_spots,
+    refuse_empty,
+    take_back,
+    total_counts,
+)
 from stdist.methods.siid.results import fit_results
 from stdist.methods.siid.sample import (
     LONG_STARTS,
@@ -57,16 +77,11 @@ def siid_program(pair: Pair, bound: type[Bound]) -> Program:
 class Bound:
     """What the stages share."""
 
-    several_spots = False
-    """Whether a cell may belong to more than its nearest spot."""
     steps = 1
     """Passes that move the rows as often as one that has tiles of whole spots."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair, self.spec = pair, pair.spec
-        if pair.spec.n_spots_per_cell > 1 and not self.several_spots:
-            remedy = "1: a hold-out knows the nearest spot only"
-            raise wrong_parameter("siid", "n_spots_per_cell", pair.spec.n_spots_per_cell, remedy)
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
         self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
@@ -100,11 +115,19 @@ class Bound:
     def program(self) -> Program:
         """Return the program."""
         stages: list[Any] = [*self._lay_out(), *self._solutions()]
+        states = self.states()
+        control: tuple[str, ...] = ()
+        if self.spec.controls and answered_genes(self.pair):
+            fit = type(self)(self.pair.like(n_solutions=1, deconvolve=False))
+            permuted, own = fit.permuted([])
+            control = tuple(f"{PERMUTED}.{name}" for name in fit.solutions)
+            stages += permuted
+            states |= own | {f"{name}_rows_back": own[f"{name}_rows"] for name in control}
         if self.spec.deconvolve:
             stages += [*self._deconvolve(), self._spot_loadings()]
         if self.spec.spot_scale == "tied":
             stages.append(self._tied_scales())
-        stages += self._results()
+        stages += self._results(control)
         spec, pair = self.spec, self.pair
         key = spec.key_added
         return Program(
@@ -122,8 +145,20 @@ class Bound:
                 answered=answered_genes(pair),
             ),
             result_keys=(f"uns/{key}",),
-            state=self.states(),
+            state=states,
         )
+
+    def permuted(self, scores: list[Any]) -> tuple[list[Any], dict[str, State]]:
+        """Stages that fit, and then score, the pair with permuted spots, and their states.
+
+        The cells are those that the stages of the pair itself have laid out.
+        """
+        layout, _, place_spots, _ = self._lay_out()
+        key = stream_key(self.spec.rng, "siid permuted spots", 0)
+        number = np.argsort(uniforms(key, 0, self.pair.spots.n_obs), kind="stable")
+        layout = replace(layout, options={**layout.options, "spot_number": number})
+        stages = [layout, place_spots, *self._solutions(), *scores]
+        return scoped(PERMUTED, stages, self.states())
 
     def _lay_out(self) -> list[Any]:
         pair, layout = self.pair, self.pair.layout
@@ -132,6 +167,7 @@ class Bound:
             "place": layout.place,
             "first_row": layout.first_row,
             "spot_row": layout.spot_row,
+            "spot_number": np.arange(pair.spots.n_obs),
         }
         return [
             Each("layout", lay_out, options=tables),
@@ -156,6 +192,20 @@ class Bound:
                 nanoseconds=2000.0,
                 updates=("spots", "spot_origin"),
                 places=self.places,
+            ),
+            Reduce(
+                "total_counts",
+                total_counts,
+                options={"n_panel": pair.n_panel},
+                finalize=partial(
+                    refuse_empty,
+                    errors={slide: pair.without_counts(slide) for slide in ("cells", "spots")},
+                ),
+                workspace=TileWorkspace(int(12 * self.spot_entries)),
+                partial_bytes=2 * FLOAT,
+                nanoseconds=self.cell_entries,
+                rows=self.places,
+                recalls=("cells", "spots"),
             ),
         ]
 
@@ -335,13 +385,14 @@ class Bound:
             recalls=(*TILE, *(f"{name}_rows" for name in self.fitted)),
         )
 
-    def _results(self) -> list[Any]:
+    def _results(self, control: tuple[str, ...]) -> list[Any]:
         spec, n_cells, key = self.spec, self.pair.cells.n_obs, self.spec.key_added
         fitted = tuple(f"{name}_rows" for name in self.fitted)
+        returned = (*fitted, *(f"{name}_rows" for name in control))
         types = DECONVOLVED if spec.deconvolve else None
         scores = []
         if answered_genes(self.pair):
-            scores = held_out_stages(self.pair, self.solutions, self.cell_entries)
+            scores = held_out_stages(self.pair, self.solutions, control, self.cell_entries)
         values = (*self.solutions, *((f"{DECONVOLVED}_hard",) if spec.deconvolve else ()))
         writes = {
             "spot": Output(f"obs/{key}_spot", (), "int32"),
@@ -354,8 +405,8 @@ class Bound:
                 "take_back",
                 take_back,
                 rows=self.places,
-                recalls=("origin", "spot_number", *fitted),
-                updates=("spot_back", *(f"{name}_back" for name in fitted)),
+                recalls=("origin", "spot_number", *returned),
+                updates=("spot_back", *(f"{name}_back" for name in returned)),
                 places=n_cells,
             ),
             *scores,

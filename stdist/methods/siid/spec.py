@@ -39,6 +39,7 @@ class SiidSpec(PairSpec):
 
     n_spots_per_cell: int = 1
     held_out: Sequence[str] | None = None
+    controls: bool = True
     deconvolve: bool = True
     n_solutions: int = 6
     n_restarts: int = 8
