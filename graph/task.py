@@ -20,6 +20,7 @@ import zarr
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from stdist.graph.allocator import return_freed_memory
 from stdist.graph.blocks import tiles
 from stdist.graph.device import HOST, Memory, memory_of
 from stdist.graph.reduce import fold
@@ -106,6 +107,7 @@ def kernel_arguments(stage: Stage, values: Values, memory: Memory) -> dict[str, 
 @contextmanager
 def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
     """Run a task's body on one BLAS thread, time it, and say where an error happened."""
+    return_freed_memory()
     _reset_peak()
     started, wall, cpu = time.time(), time.perf_counter(), time.thread_time()
     facts: dict[str, Any] = {"bytes_read": 0, "bytes_written": 0}
