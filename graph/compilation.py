@@ -21,7 +21,7 @@ from typing import Any
 from stdist.graph.executors import Executor, Resources
 from stdist.graph.stage import Program
 
-COMPILATION = 320 * 2**20
+COMPILATION = 256 * 2**20
 """Bytes that a worker may keep of the compilation of all kernels of a program."""
 
 Kernels = tuple[Callable[..., Any], ...]

@@ -6,12 +6,14 @@ shards, and writes its record last.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,7 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         # the place travels with the error; its type and errno stay (a full disk must be seen)
         error.add_note(f"in stage {stage!r}, {where}")
         raise
+    _collect(stage)
     facts["record"] = TaskRecord(
         stage=stage,
         index=index,
@@ -134,6 +137,12 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         bytes_written=facts["bytes_written"],
         peak_bytes=_peak(),
     )
+
+
+@cache
+def _collect(stage: str) -> None:
+    """Free what the first task of a stage left: compilation keeps its frames, and so its arrays."""
+    gc.collect()
 
 
 def _reset_peak() -> None:
