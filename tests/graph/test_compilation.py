@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import anndata
@@ -15,6 +17,7 @@ import pytest
 import stdist
 from stdist.graph import InProcess, resources_for
 from stdist.graph.compilation import COMPILATION
+from stdist.graph.task import measured
 from tests import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +69,19 @@ def test_the_first_run_is_planned_with_compilation(child):
 
 def test_a_program_without_compiled_kernels_needs_no_such_memory(store):
     assert resources_for(toy.scale_program(store), InProcess()).compilation == 0
+
+
+def test_cycles_of_the_first_task_of_a_stage_are_freed():
+    class Frame:  # as those in which Numba compiles: it refers to itself, and to the task's arrays
+        pass
+
+    gc.disable()
+    try:
+        with measured("stage with cycles", 0, "here"):
+            frame = Frame()
+            frame.itself = frame
+            kept = weakref.ref(frame)
+            del frame
+    finally:
+        gc.enable()
+    assert kept() is None
