@@ -1,6 +1,7 @@
 """Stages over blocks, compiled into Dask task graphs; knows nothing of what the rows mean."""
 
 from stdist.graph.blocks import Blocks, tiles
+from stdist.graph.compilation import resources_for
 from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
 from stdist.graph.preflight import added_keys, check_output, refuse_unfinished
@@ -37,6 +38,7 @@ __all__ = [
     "make_plan",
     "plain",
     "refuse_unfinished",
+    "resources_for",
     "resume",
     "run_folders",
     "run_in_memory",

@@ -28,7 +28,8 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Resources:
     """What one worker offers.
 
-    Memory in bytes (None: unlimited), threads, memory already in use, and its device.
+    Memory in bytes (None: unlimited), threads, memory already in use, its device, and memory that
+    compilation will take (see `compilation.resources_for`).
     """
 
     n_workers: int
@@ -36,6 +37,7 @@ class Resources:
     threads: int
     reserved: int
     device: str = CPU
+    compilation: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Executor(Protocol):
     """Runs graphs."""
 
     def resources(self, *, device: bool = True) -> Resources: ...
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> list[Any]: ...
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
     ) -> tuple[list[Failure], int]: ...
@@ -68,6 +71,10 @@ class InProcess:
         used, name, device_memory = _offer(device)
         limits = [int(0.75 * psutil.virtual_memory().available) + used, device_memory]
         return Resources(1, _smallest(limits), 1, used, name)
+
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call a function; see `Cluster.everywhere`."""
+        return [function(*arguments)]
 
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone
@@ -158,13 +165,7 @@ class Cluster:
                 remedy="start workers, or raise stdist.wait-for-workers in Dask's configuration",
             ) from None
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        offers = []
-        for offer in self.client.run(_offer, device, on_error="return").values():
-            if isinstance(offer, OSError):
-                continue  # this worker is leaving
-            if isinstance(offer, Exception):
-                raise offer
-            offers.append(offer)
+        offers = self.everywhere(_offer, device)
         devices = sorted({device for _, device, _ in offers}) or [CPU]
         if len(devices) > 1:
             raise PlanRefused(
@@ -183,6 +184,17 @@ class Cluster:
             max((used for used, _, _ in offers), default=0),
             devices[0],
         )
+
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call a function on every worker; return or raise what the calls did."""
+        found = []
+        for result in self.client.run(function, *arguments, on_error="return").values():
+            if isinstance(result, OSError):
+                continue  # this worker is leaving
+            if isinstance(result, Exception):
+                raise result
+            found.append(result)
+        return found
 
     def run(
         self, graph: Graph, watched: list[Hashable], on_done: OnDone

@@ -47,6 +47,8 @@ class Plan:
     threads: int
     worker_memory: int | None
     stages: tuple[StagePlan, ...]
+    compilation: int = 0
+    """Bytes of each stage's memory that are for compilation: the first run of the program."""
 
     @property
     def worst(self) -> StagePlan:
@@ -58,6 +60,16 @@ class Plan:
         """True if the worst stage fits the smallest worker."""
         limit = self.worker_memory
         return limit is None or self.worst.memory <= MEMORY_SHARE * limit
+
+    @property
+    def note(self) -> str:
+        """What a reader of the plan should know of its memory."""
+        if not self.compilation:
+            return ""
+        return (
+            f"memory includes {self.compilation / 2**20:.0f} MiB for compiling kernels, which "
+            "the first run of a program on a machine does"
+        )
 
     def _repr_html_(self) -> str:
         """Show the plan as a table in a notebook."""
@@ -71,7 +83,7 @@ class Plan:
         )
         return (
             f"<p>{self.program}: {self.n_rows} rows in blocks of {self.block_length}, "
-            f"{self.n_workers} workers</p><table><tr>{head}</tr>{body}</table>"
+            f"{self.n_workers} workers</p><p>{self.note}</p><table><tr>{head}</tr>{body}</table>"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +164,7 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
         resources.threads,
         resources.memory,
         tuple(stages),
+        resources.compilation,
     )
 
 
@@ -203,9 +216,13 @@ def _plan_stage(
         tasks * repeats,
         stored * repeats,
         written * repeats,
-        int(resources.reserved + LOADED_LATER + resources.threads * memory),
+        int(_before_tasks(resources) + resources.threads * memory),
         seconds * repeats,
     )
+
+
+def _before_tasks(resources: Resources) -> int:
+    return resources.reserved + LOADED_LATER + resources.compilation
 
 
 def _plan_assembly(output: Output, n_rows: int, resources: Resources) -> StagePlan:
@@ -219,6 +236,6 @@ def _plan_assembly(output: Output, n_rows: int, resources: Resources) -> StagePl
         max(1, written // 2**25),
         written,
         written,
-        resources.reserved + LOADED_LATER + resources.threads * assembly_memory(),
+        _before_tasks(resources) + resources.threads * assembly_memory(),
         2 * written / WRITE_SPEED / (resources.n_workers * resources.threads),
     )

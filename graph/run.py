@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from stdist.graph.compilation import note_compiled, resources_for
 from stdist.graph.execution import Execution, remove_run
 from stdist.graph.executors import Executor, InProcess
 from stdist.graph.plan import make_plan
@@ -70,7 +71,7 @@ def start(
     assert program.target is not None
     target = program.target
     check_output(program, overwrite)
-    resources = executor.resources(device=program.on_device)
+    resources = resources_for(program, executor)
     device = resources.device
     plan = make_plan(program, resources, block_length)
     check_space(program, target)
@@ -98,7 +99,9 @@ def start(
                 "plan": plan.to_dict(),
             },
         )
-        return Execution(program, executor, staging, record, progress).run()
+        folder = Execution(program, executor, staging, record, progress).run()
+        note_compiled(program, executor)
+        return folder
 
 
 def resume(
@@ -191,8 +194,10 @@ def run_in_memory(
         message = f"program {program.name!r} writes rows: run it on a store, or in process"
         raise ValueError(message)
     check_keys(program)
-    resources = executor.resources(device=program.on_device)
+    resources = resources_for(program, executor)
     execution = Execution(program, executor, None, None, progress)
     execution.block_length = make_plan(program, resources, block_length).block_length
     execution.device = resources.device
-    return execution.compute_in_memory()
+    found = execution.compute_in_memory()
+    note_compiled(program, executor)
+    return found

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from stdist.store import Output
@@ -84,6 +83,8 @@ class MemorySink:
             if output.kind == "csr":
                 kept = sparse.vstack([kept[index] for index in sorted(kept)], format="csr")
             if output.kind == "categorical":
+                import pandas as pd
+
                 kept = pd.Categorical.from_codes(kept, categories=list(output.categories))
             done[name] = kept.T if output.kind == "transposed" else kept
         return done

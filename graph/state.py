@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,12 +111,11 @@ class FileState:
             If the file is not there or not what was written.
         """
         path = self._path(name, version, block)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        data = content[:-CHECKSUM]
-        if _checksum(data) != content[-CHECKSUM:]:
+        data, checksum = b"", b""
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            data = file.read(max(0, path.stat().st_size - CHECKSUM))
+            checksum = file.read()
+        if _checksum(data) != checksum:
             raise RunStopped(
                 "state-altered",
                 f"rows that the run keeps in {name!r} are not what was written",

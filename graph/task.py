@@ -6,12 +6,14 @@ shards, and writes its record last.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import zarr
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from stdist.graph.allocator import return_freed_memory
 from stdist.graph.blocks import tiles
 from stdist.graph.device import HOST, Memory, memory_of
 from stdist.graph.reduce import fold
@@ -106,6 +109,7 @@ def kernel_arguments(stage: Stage, values: Values, memory: Memory) -> dict[str, 
 @contextmanager
 def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
     """Run a task's body on one BLAS thread, time it, and say where an error happened."""
+    return_freed_memory()
     _reset_peak()
     started, wall, cpu = time.time(), time.perf_counter(), time.thread_time()
     facts: dict[str, Any] = {"bytes_read": 0, "bytes_written": 0}
@@ -119,6 +123,7 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         # the place travels with the error; its type and errno stay (a full disk must be seen)
         error.add_note(f"in stage {stage!r}, {where}")
         raise
+    _collect(stage)
     facts["record"] = TaskRecord(
         stage=stage,
         index=index,
@@ -132,6 +137,12 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         bytes_written=facts["bytes_written"],
         peak_bytes=_peak(),
     )
+
+
+@cache
+def _collect(stage: str) -> None:
+    """Free what the first task of a stage left: compilation keeps its frames, and so its arrays."""
+    gc.collect()
 
 
 def _reset_peak() -> None:

@@ -127,6 +127,16 @@ def test_the_package_imports_fast_and_light():
     assert statistics.median(seconds) < 1.5
 
 
+@pytest.mark.parametrize(
+    "used", ["stdist.graph.task, stdist.preprocess.harmony_rounds", "stdist; stdist.pp.harmony"]
+)
+def test_workers_and_clients_of_harmony_do_without_heavy_libraries(used):
+    # they take 20 to 90 MB in every process, as much as the blocks that it works on
+    heavy = {"pandas", "h5py", "anndata", "xarray", "sklearn"}
+    result = python(f"import sys, {used}; print({heavy!r} & set(sys.modules))")
+    assert result.stdout == "set()\n", result.stdout + result.stderr
+
+
 FLOORS = (
     ("store", "kernels"),
     ("graph", "cluster", "starters"),

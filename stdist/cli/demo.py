@@ -57,7 +57,7 @@ def _show(
 ) -> Path:
     from stdist import io, pp, tl
     from stdist.cli import show
-    from stdist.graph import make_plan
+    from stdist.graph import make_plan, resources_for
     from stdist.methods.registry import PROGRAMS
     from stdist.methods.simulate import simulate
     from stdist.report import write_report
@@ -82,7 +82,7 @@ def _show(
     echo("2. plan")
     parameters = {"data": str(store), "batch_key": batch_key, "clusters": clusters}
     program = PROGRAMS["crescendo"].build(parameters)
-    show.plan(make_plan(program, executor.resources(device=program.on_device)))
+    show.plan(make_plan(program, resources_for(program, executor)))
     echo("3. run Crescendo")
     folder = tl.crescendo(store, batch_key=batch_key, clusters=clusters, client=client)
     assert folder is not None

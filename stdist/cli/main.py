@@ -277,7 +277,7 @@ def _report(folder: Path, **options: Any) -> Path:
 
 
 def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
-    from stdist.graph import check_output, make_plan
+    from stdist.graph import check_output, make_plan, resources_for
     from stdist.graph.draw import draw_graph
     from stdist.methods.registry import PROGRAMS
     from stdist.store import Store
@@ -297,7 +297,7 @@ def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
             if error.code != "output-exists":
                 raise
             click.echo(f"note: {error}", err=True)
-        found = make_plan(program, active.resources(device=program.on_device), block_length)
+        found = make_plan(program, resources_for(program, active), block_length)
     if graph is not None:
         draw_graph(program, found.block_length, graph)
     if as_json:

@@ -74,6 +74,8 @@ def plan(found: Plan) -> None:
         f"peak {size(found.worst.memory)} per worker (stage {found.worst.name}); "
         f"about {span(total)} in all"
     )
+    if found.note:
+        click.echo(found.note)
 
 
 def runs(found: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stdist.graph import Program, Reduce, by_name, make_plan, run_in_memory
+from stdist.graph import Program, Reduce, by_name, make_plan, resources_for, run_in_memory
 from stdist.graph.executors import Executor
 from stdist.graph.progress import Progress
 from stdist.io.derived import is_sparse, row_entries
@@ -124,7 +124,7 @@ def scan_counts(
         partial_bytes=partial_bytes,
     )
     program = Program("check", (stage,), results=_scan_value)
-    plan = make_plan(program, executor.resources(device=program.on_device), block_length)
+    plan = make_plan(program, resources_for(program, executor), block_length)
     found = run_in_memory(program, executor, block_length=plan.block_length, progress=progress)
     _refuse_faults(table, counts, found)
     _refuse_duplicates(table, found.pop("names"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from stdist.store import InputError, MemorySource, Source, Store, open_element
@@ -20,12 +19,12 @@ UNIQUE_BAND = 2**20
 
 def as_text(values: Any) -> list[str]:
     """Labels as text: whole numbers without a fraction, missing values as ''."""
-    return [_text(value) for value in np.asarray(values, dtype=object)]
+    import pandas as pd  # here as elsewhere: data whose labels are categorical do without
+
+    return ["" if pd.isna(value) else _text(value) for value in np.asarray(values, dtype=object)]
 
 
 def _text(value: Any) -> str:
-    if pd.isna(value):
-        return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -58,6 +57,8 @@ class LabelCodes:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return codes ``start:stop``; -1 for a missing value."""
+        import pandas as pd
+
         values = as_text(self.column.read(start, stop))
         return pd.Index(self.labels).get_indexer(values).astype(np.int32)
 
@@ -139,6 +140,8 @@ class StoreData:
         column = open_element(self.store.path, f"obs/{key}")
         if isinstance(column, CodesElement):
             return Labels(column, list(column.categories))
+        import pandas as pd
+
         distinct: set[str] = set()
         for start in range(0, self.n_obs, UNIQUE_BAND):
             band = column.read(start, min(self.n_obs, start + UNIQUE_BAND))
@@ -153,6 +156,8 @@ class AnnDataData:
     path: Path | None = None
 
     def __init__(self, adata: Any) -> None:
+        import pandas as pd
+
         if getattr(adata, "isbacked", False):
             raise InputError(
                 "data-backed",
@@ -230,6 +235,8 @@ class AnnDataData:
 
 def _as_labels(column: Any) -> Labels:
     """A data frame's column as codes and names."""
+    import pandas as pd
+
     if not isinstance(column.dtype, pd.CategoricalDtype):
         text = as_text(column)
         names = sorted(set(text) - {""})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stdist.cluster import executor_for
-from stdist.graph import Plan, make_plan
+from stdist.graph import Plan, make_plan, resources_for
 from stdist.methods.registry import build
 from stdist.store import Store
 
@@ -52,4 +52,4 @@ def plan(
     """
     bound = build(program, {"data": str(data), **parameters})
     with executor_for(client, Store(data).n_obs) as executor:
-        return make_plan(bound, executor.resources(device=bound.on_device), block_length)
+        return make_plan(bound, resources_for(bound, executor), block_length)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from stdist.cluster import executor_for
 from stdist.graph import (
     InProcess,
@@ -73,6 +71,8 @@ def _has(adata: Any, key: str) -> bool:
 
 def put(adata: Any, results: dict[str, Any]) -> None:
     """Put results, by their keys, into an AnnData."""
+    import pandas as pd
+
     for key, value in results.items():
         group, _, name = key.partition("/")
         if isinstance(value, pd.Series):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from stdist.kernels.harmony_rounds import (
 )
 from stdist.kernels.harmony_settings import Settings, unit_rows
 from stdist.kernels.keyed_random import stream_key, uniforms
+from stdist.kernels.kmeans import kmeans
 from stdist.preprocess.bound import TileWorkspace
 from stdist.preprocess.harmony_spec import HarmonySpec
 from stdist.store import InputError, Output, Source
@@ -72,14 +72,8 @@ def append(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def start_centroids(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """k-means++ and Lloyd on unit rows."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with threadpool_limits(1), warnings.catch_warnings():
-        # fewer distinct rows than clusters: some centroids coincide, which does no harm
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = KMeans(n_clusters, n_init=1, max_iter=25, random_state=seed).fit(sample)
-    return np.asarray(model.cluster_centers_)
+    with threadpool_limits(1):
+        return kmeans(sample, n_clusters, seed=seed)[0]
 
 
 def start_state(total: Any, *, n_clusters: int, seed: int, settings: Settings) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from stdist.kernels.harmony_settings import Strata
 from stdist.methods.checks import check_codes
@@ -88,16 +88,15 @@ def read_strata(data: Data, keys: Sequence[str]) -> tuple[StrataCodes, Strata, l
     """
     labels = [data.labels(key) for key in keys]
     columns, sizes = tuple(x.codes for x in labels), tuple(max(1, len(x.names)) for x in labels)
-    counts = pd.Series(dtype=np.int64)
+    counts = Counter[int]()
     for start in range(0, data.n_obs, UNIQUE_BAND):
         rows = start, min(data.n_obs, start + UNIQUE_BAND)
         codes = [column.read(*rows) for column in columns]
         for key, column in zip(keys, codes, strict=True):
             check_codes(column, rows, key)
         found, n = np.unique(combinations(codes, sizes), return_counts=True)
-        counts = counts.add(pd.Series(n, index=found), fill_value=0)
-    counts = counts.sort_index()
-    present = counts.index.to_numpy(np.int64)
+        counts.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+    present = np.array(sorted(counts), np.int64)
     digits = np.stack(np.unravel_index(present, sizes), axis=1)
     levels, variables = np.empty_like(digits), list[int]()
     names: list[str] = []
@@ -106,5 +105,6 @@ def read_strata(data: Data, keys: Sequence[str]) -> tuple[StrataCodes, Strata, l
         levels[:, variable] += len(names)
         variables += [variable] * len(used)
         names += [f"{key}:{column.names[code]}" for code in used]
-    strata = Strata(levels, counts.to_numpy(np.float64), np.array(variables))
+    cells = np.array([counts[combination] for combination in present.tolist()], np.float64)
+    strata = Strata(levels, cells, np.array(variables))
     return StrataCodes(columns, sizes, tuple(present.tolist())), strata, names

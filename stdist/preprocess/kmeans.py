@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from stdist.graph import Loop, Map, Program, Reduce, concatenate
 from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key, uniforms
+from stdist.kernels.kmeans import kmeans as fit
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.preprocess.bound import TileWorkspace, recorded
@@ -31,11 +32,11 @@ def sample_tile(
 
 def initial_centres(total: Any, *, n_clusters: int, seed: int) -> dict[str, np.ndarray]:
     """k-means++ and Lloyd on the sample, best of ten."""
-    from sklearn.cluster import KMeans
-
+    seeds = [int(stream_key(seed, "kmeans start", number)) for number in range(10)]
     with threadpool_limits(1):
-        model = KMeans(n_clusters, n_init=10, random_state=seed).fit(total["rows"])
-    return {"centres": model.cluster_centers_}
+        fits = [fit(total["rows"], n_clusters, seed=s, max_iterations=300) for s in seeds]
+    centres, _ = min(fits, key=lambda found: found[1])
+    return {"centres": centres}
 
 
 def squared_distances(values: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import zarr
 from scipy import sparse
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -77,49 +76,6 @@ def write_array(group: zarr.Group, key: str, values: np.ndarray, **options: Any)
         array[...] = values.astype(object) if string else values
 
 
-def write_series(group: zarr.Group, key: str, values: pd.Series | pd.Index) -> None:
-    """Write one column of a data frame: categorical, nullable, string or plain."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        categorical = pd.Categorical(values)
-        child = group.create_group(key)
-        child.attrs.update(encoding("categorical") | {"ordered": bool(categorical.ordered)})
-        write_array(child, "codes", np.asarray(categorical.codes))
-        write_array(child, "categories", _plain(categorical.categories))
-    elif isinstance(values.dtype, pd.BooleanDtype) or (
-        pd.api.types.is_extension_array_dtype(values.dtype) and values.dtype.kind in "iu"
-    ):
-        child = group.create_group(key)
-        kind = "nullable-boolean" if values.dtype.kind == "b" else "nullable-integer"
-        child.attrs.update(encoding(kind))
-        mask = np.asarray(values.isna())
-        plain = values.dtype.numpy_dtype
-        write_array(child, "values", values.array.to_numpy(plain, na_value=plain.type(0)))
-        write_array(child, "mask", mask)
-    else:
-        write_array(group, key, _plain(values))
-
-
-def _plain(values: pd.Series | pd.Index) -> np.ndarray:
-    """Numeric arrays as they are; everything else as Python strings, missing ones as ''."""
-    array = np.asarray(values)
-    if array.dtype.kind in "biufc":
-        return array
-    missing = np.asarray(pd.isna(values))
-    return np.where(missing, "", np.asarray([str(value) for value in array], dtype=object))
-
-
-def write_dataframe(group: zarr.Group, key: str, frame: pd.DataFrame) -> None:
-    """Write a data frame with its index as ``_index``."""
-    child = group.create_group(key)
-    child.attrs.update(
-        encoding("dataframe")
-        | {"_index": "_index", "column-order": [str(name) for name in frame.columns]}
-    )
-    write_series(child, "_index", frame.index.astype(str))
-    for name in frame.columns:
-        write_series(child, str(name), frame[name])
-
-
 def write_dataset(group: zarr.Group, key: str, dataset: Any) -> None:
     """Write an xarray Dataset that both ``xarray.open_zarr`` and anndata (as a dict) can read."""
     child = group.create_group(key)
@@ -153,8 +109,6 @@ def write_element(group: zarr.Group, key: str, value: Any) -> None:
             write_element(child, str(name), item)
     elif value is None:
         return
-    elif isinstance(value, pd.DataFrame):
-        write_dataframe(group, key, value)
     elif sparse.issparse(value):
         matrix = value if value.format in ("csr", "csc") else value.tocsr()
         child = group.create_group(key)
@@ -163,8 +117,6 @@ def write_element(group: zarr.Group, key: str, value: Any) -> None:
         write_array(child, "data", matrix.data)
         write_array(child, "indices", matrix.indices.astype(np.int64))
         write_array(child, "indptr", matrix.indptr.astype(np.int64))
-    elif isinstance(value, (pd.Series, pd.Index, pd.Categorical)):
-        write_series(group, key, pd.Series(value) if isinstance(value, pd.Categorical) else value)
     elif isinstance(value, str):
         array = create_array(
             group, key, shape=(), dtype=str, chunks=(), attributes=encoding("string")
@@ -180,5 +132,6 @@ def write_element(group: zarr.Group, key: str, value: Any) -> None:
             values = np.asarray(text, dtype=np.object_).reshape(values.shape)
         write_array(group, key, values)
     else:
-        message = f"no AnnData encoding for {type(value).__name__} at {key!r}"
-        raise TypeError(message)
+        from stdist.store.frames import write_pandas  # workers do without pandas: 30 MB each
+
+        write_pandas(group, key, value)
