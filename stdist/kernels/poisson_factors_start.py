@@ -1,4 +1,4 @@
-"""Starts of the Poisson factorisation, drawn per factor, gene and cell.
+"""Starts of the Poisson factorisation: of factors, drawn or from clusters, and of rows, drawn.
 
 Draws are keyed: those of a cell do not depend on its tile.
 """
@@ -14,6 +14,7 @@ from scipy.special import ndtri
 from stdist.kernels.keyed_random import stream_key, uniform, uniforms
 from stdist.kernels.poisson_factors_rows import Floats
 from stdist.kernels.poisson_factors_spots import Rows
+from stdist.kernels.poisson_profiles import cluster_profiles
 
 _NOISE = 0.5  # standard deviation of log profiles, and half the range of logits of P
 _LEAST = 0.5  # counts
@@ -51,6 +52,33 @@ def start_factors(spot_profile: Floats, n_factors: int, seed: int) -> Floats:
         uniforms(stream_key(seed, "factor profile", k), 0, len(profile)) for k in range(n_factors)
     ]
     factors: Floats = profile * np.exp(_NOISE * ndtri(np.array(draws)))
+    return factors / factors.sum(axis=1, keepdims=True)
+
+
+def clustered_factors(
+    cells: sparse.csr_array, spot_profile: Floats, n_factors: int, seed: int
+) -> Floats:
+    """Profiles of clusters of cells; genes outside the panel have their share of the spots in all.
+
+    Parameters
+    ----------
+    cells : (n_cells, n_panel) csr, counts
+    spot_profile : (n_genes,) float64
+        Sum of the counts of all spots, genes of the panel first.
+    n_factors
+        Number of factors.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    (n_factors, n_genes) float64
+        Rows sum up to 1.
+    """
+    profile, n_panel = spot_profile + _LEAST, cells.shape[1]
+    panel = cluster_profiles(cells, n_factors, seed)
+    other = np.tile(profile[n_panel:] / profile[:n_panel].sum(), (n_factors, 1))
+    factors: Floats = np.concatenate([panel, other], axis=1)
     return factors / factors.sum(axis=1, keepdims=True)
 
 

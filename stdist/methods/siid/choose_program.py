@@ -20,7 +20,7 @@ from stdist.kernels.poisson_deviance import poisson_deviances
 from stdist.kernels.poisson_factors import Settings, spot_loadings
 from stdist.kernels.poisson_factors_start import start_factors
 from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.program import Bound
+from stdist.methods.siid.program import CLUSTERS, Bound
 from stdist.methods.siid.sample import (
     SHORT_ROUNDS,
     append,
@@ -35,6 +35,8 @@ from stdist.store import TILE_ROWS
 Arrays = dict[str, Any]
 SHARE = 0.8
 """Of the molecules, for the fit."""
+ROUNDS = 150
+"""E-steps of every fit."""
 SLIDES = ("cells", "spots")
 
 
@@ -105,6 +107,7 @@ class ChoiceProgram(Bound):
                 "candidates": self.candidates,
                 "n_starts": spec.n_restarts,
             },
+            nanoseconds=restarts.nanoseconds * ROUNDS / (CLUSTERS + SHORT_ROUNDS),
             n_items=len(self.candidates) * spec.n_restarts,
             collect=partial(compare, candidates=self.candidates),
         )
@@ -156,7 +159,7 @@ def fit_candidate(
     Q = start_factors(profile, candidates[candidate], seed + start)
     rows, factors, loss = fit_sample(
         sample, {"Q": Q, "phi": np.ones(len(profile))}, n_panel, seed + start, settings,
-        SHORT_ROUNDS, platform_scaling,
+        ROUNDS, platform_scaling,
     )  # fmt: skip
     Q, phi = factors["Q"], factors["phi"]
     cells, spots = (

@@ -50,7 +50,9 @@ from stdist.methods.siid.places import (
 )
 from stdist.methods.siid.results import fit_results
 from stdist.methods.siid.sample import (
+    LONG_ROUNDS,
     LONG_STARTS,
+    SHORT_ROUNDS,
     append,
     go_on,
     number_spots,
@@ -63,6 +65,8 @@ from stdist.store import TILE_ROWS, Output, StdistWarning
 from stdist.store.elements import row_entries
 
 FLOAT, SINGLE = 8, 4
+CLUSTERS = 10
+"""E-steps that take as long as the clusters of a start."""
 DECONVOLVED = "types"
 """Name of the solution that proportions come from."""
 
@@ -244,7 +248,7 @@ class Bound:
             "settings": spec.settings(),
             "platform_scaling": spec.platform_scaling,
         }
-        nanoseconds = rows * self.cell_entries * self.n_factors * 150 * 2.0
+        a_round = rows * self.cell_entries * self.n_factors * 2.0
         stages: list[Any] = [
             Reduce(
                 "sample",
@@ -266,8 +270,8 @@ class Bound:
                     "overdispersed": self.overdispersed,
                     **common,
                 },
-                workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
-                nanoseconds=nanoseconds,
+                workspace=TileWorkspace(0, 3 * size + 8 * rows * self.n_factors * FLOAT),
+                nanoseconds=(CLUSTERS + SHORT_ROUNDS) * a_round,
                 n_items=spec.n_restarts,
                 collect=stack,
             ),
@@ -280,7 +284,7 @@ class Bound:
                     uses=("sample", "restarts"),
                     options=common,
                     workspace=TileWorkspace(0, 2 * size + 8 * rows * self.n_factors * FLOAT),
-                    nanoseconds=5 * nanoseconds,
+                    nanoseconds=LONG_ROUNDS * a_round,
                     n_items=min(LONG_STARTS, spec.n_restarts),
                     collect=stack,
                 )
