@@ -41,8 +41,14 @@ def note_compiled(program: Program, executor: Executor) -> None:
 
 
 def _kernels(program: Program) -> Kernels:
-    kernels = (stage.kernel for stage in program.block_stages())
-    return tuple(getattr(kernel, "func", kernel) for kernel in kernels)  # of a partial function
+    return tuple(_innermost(stage.kernel) for stage in program.block_stages())
+
+
+def _innermost(kernel: Any) -> Any:
+    """Return the function of a partial or scoped one."""
+    while hasattr(kernel, "func"):
+        kernel = kernel.func
+    return kernel
 
 
 def _types(program: Program) -> str:

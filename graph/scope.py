@@ -14,12 +14,12 @@ from stdist.graph.state import State
 class _Inside:
     """A function of a stage, which knows names without the scope."""
 
-    function: Callable[..., dict[str, Any]]
+    func: Callable[..., dict[str, Any]]  # as in a partial function
     taken: Mapping[str, str]
     given: Mapping[str, str]
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        found = self.function(*arguments, **{self.taken.get(k, k): v for k, v in named.items()})
+        found = self.func(*arguments, **{self.taken.get(k, k): v for k, v in named.items()})
         return {self.given.get(name, name): value for name, value in found.items()}
 
 
