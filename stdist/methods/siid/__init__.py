@@ -105,7 +105,7 @@ def siid(
     n_solutions
         Fits whose imputations are averaged.
     n_restarts
-        Starts on a sample of the tiles, of which the best are taken.
+        Starts on a sample of the tiles, each from clusters of its cells; the best are taken.
     sample_cells
         Cells in that sample.
     passes
