@@ -37,7 +37,8 @@ def resources_for(program: Program, executor: Executor) -> Resources:
 
 def note_compiled(program: Program, executor: Executor) -> None:
     """Let workers note that they have run a program."""
-    executor.everywhere(_leave_note, _kernels(program), _types(program))
+    with suppress(OSError):  # the cluster is gone; the run is complete
+        executor.everywhere(_leave_note, _kernels(program), _types(program))
 
 
 def _kernels(program: Program) -> Kernels:
@@ -106,6 +107,7 @@ def _digest(modules: list[Any], types: str) -> str:
     """Hash of what makes cached code stale: the sources, Numba's version and the processor."""
     from llvmlite import binding
 
-    stamps = [Path(module.__file__).stat().st_mtime_ns for module in modules]
+    files = [module.__file__ for module in modules if getattr(module, "__file__", None)]
+    stamps = [Path(file).stat().st_mtime_ns for file in files]
     parts = [types, stamps, version("numba"), binding.get_host_cpu_name()]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

@@ -55,6 +55,9 @@ class Shuffled:
     def resources(self, *, device=True):
         return InProcess().resources(device=device)
 
+    def everywhere(self, function, *arguments):
+        return InProcess().everywhere(function, *arguments)
+
     def run(self, graph, watched, on_done):
         results, left = {}, dict(graph)
         while left:
