@@ -188,7 +188,7 @@ def test_imputation_of_the_simulation(shared):
     for fold in range(4):
         data, mine, above = simulation(shared)
         chosen = data["fold_of_gene"] == fold
-        stdist.tl.siid(mine, spots=above, n_factors=8, deconvolve=False,
+        stdist.tl.siid(mine, spots=above, n_factors=8, deconvolve=False, controls=False,
                        held_out=list(mine.var_names[chosen]))  # fmt: skip
         factors = mine.uns["siid"]["factors"]
         held = ~factors["in_panel"].values
