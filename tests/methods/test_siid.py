@@ -226,8 +226,8 @@ def test_a_slide_without_a_count_to_fit_is_refused_before_any_fit(
     simulated, monkeypatch, slide, kept
 ):
     """None at all, of genes that are not shared only, or zeros that are stored."""
-    monkeypatch.setattr(siid_program, "restart", None)
-    monkeypatch.setattr(align_program, "align", None)
+    monkeypatch.setattr(siid_program, "restart", pytest.fail)
+    monkeypatch.setattr(align_program, "align", pytest.fail)
     mine, above = (adata.copy() for adata in simulated)
     changed = {"cells": mine, "spots": above}[slide]
     if kept == "zeros":
