@@ -27,7 +27,7 @@ from stdist.methods.data import AnnDataData, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.methods.siid.holdout_program import holdout_program
 from stdist.methods.siid.holdout_results import kept_tables
-from stdist.store import InputError, StdistWarning, Store
+from stdist.store import InputError, RunStopped, StdistWarning, Store
 
 NOWHERE = "holdout"
 """Key of scores that are not kept."""
@@ -171,7 +171,13 @@ def siid_holdout(
         with _folder_beside(cells.path) as folder:
             target = folder / "scores.zarr"
             program = holdout_program(cells, above, NOWHERE, target=target, **chosen)
-            run_program(program, cells, **where)
+            try:
+                run_program(program, cells, **where)
+            except RunStopped as error:
+                remedy = "remove the cause and call again, with key_added to go on where it stopped"
+                raise RunStopped(
+                    error.code, error.thing, place=error.place, remedy=remedy
+                ) from error
             found = Store(target).uns(NOWHERE)
     scores = HoldoutScores(*kept_tables(found))
     for note in scores.notes:

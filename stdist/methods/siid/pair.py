@@ -44,7 +44,8 @@ class Pair:
         for slide, counts in (("cells", self.counts), ("spots", self.spot_counts)):
             first = 0, min(TILE_ROWS, counts.shape[0])  # all others are checked when they are read
             check_slide(counts.read(*first), first, slide)
-            if not row_entries(counts):
+        for slide, entries in self.row_entries.items():
+            if not entries:
                 raise self.without_counts(slide)
         places = _coordinates(spots, spec.spots_spatial_key).read(0, spots.n_obs)
         self.places = _finite(places, spec.spots_spatial_key, spots.place, 0)
@@ -151,6 +152,11 @@ class Pair:
         other._match_genes()
         other._check_factors()
         return other
+
+    @cached_property
+    def row_entries(self) -> dict[str, int]:
+        """Bounds on the stored counts of a row of the cells and of the spots."""
+        return {"cells": row_entries(self.counts), "spots": row_entries(self.spot_counts)}
 
     def without_counts(self, slide: str) -> InputError:
         """Error of a slide, cells or spots, that has no counts to fit."""

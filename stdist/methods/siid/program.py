@@ -60,7 +60,6 @@ from stdist.methods.siid.sample import (
 )
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import TILE_ROWS, Output, StdistWarning
-from stdist.store.elements import row_entries
 
 FLOAT, SINGLE = 8, 4
 DECONVOLVED = "types"
@@ -84,8 +83,8 @@ class Bound:
         self.pair, self.spec = pair, pair.spec
         self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
         self.places = pair.layout.n_rows
-        self.cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
-        self.spot_entries = row_entries(pair.spot_counts) * self.n_genes / pair.spots.n_vars
+        self.cell_entries = pair.row_entries["cells"] * pair.n_panel / pair.cells.n_vars
+        self.spot_entries = pair.row_entries["spots"] * self.n_genes / pair.spots.n_vars
         self.solutions = tuple(f"solution{number}" for number in range(self.spec.n_solutions))
         self.fitted = (*self.solutions, *((DECONVOLVED,) if self.spec.deconvolve else ()))
         self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
