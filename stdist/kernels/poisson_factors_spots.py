@@ -103,6 +103,8 @@ class Work(NamedTuple):
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _dot(left: Floats, right: Floats) -> float:
+    # nothing is stored in a loop that may be reordered: whether it is in vectors would else depend
+    # on the addresses of the arrays, and with it the last bit of the sum
     total = 0.0
     for k in range(left.size):
         total += left[k] * right[k]
@@ -163,7 +165,7 @@ def _penalties(
     return entropy, squares
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _size(count: float, rate: float, l2: float) -> float:
     if l2 > 0.0:
         return max(math.exp(shrunken_log(count, rate, 0.0, l2)), SMALLEST_SIZE)
@@ -207,7 +209,7 @@ def _rescale(
         new.m[i] = max(scale, SMALLEST_SIZE) * new.n[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _update(
     members: NDArray[np.int64],
     spot: int,
@@ -224,13 +226,11 @@ def _update(
     for i in members:
         n, p, out = rows.n[i], rows.p[i], new.p[i]
         m = rows.m[i] if spot >= 0 else 0.0
-        of_cell = of_spot = 0.0
+        of_cell = n * _dot(p, work.sums[i])
+        of_spot = m * _dot(p, work.spot_sums) if spot >= 0 else 0.0
         for k in range(h):
-            x = n * p[k] * work.sums[i, k]
-            v = m * p[k] * work.spot_sums[k] if spot >= 0 else 0.0
-            of_cell += x
-            of_spot += v
-            counts[k] = x + v
+            counts[k] = n * p[k] * work.sums[i, k]
+            counts[k] += m * p[k] * work.spot_sums[k] if spot >= 0 else 0.0
             rates[k] = n * factors.rate_cells[k] + m * work.spot_rate[k]
         if of_cell + of_spot <= 0.0:
             out[:] = p
@@ -253,7 +253,7 @@ def _update(
         _rescale(members, explained, rate, options.l2, new)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _extrapolate(members: NDArray[np.int64], rows: Rows, plain: Rows, options: Options) -> None:
     """Take the plain step several times over, in logarithms."""
     for i in members:

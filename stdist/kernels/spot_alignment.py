@@ -198,8 +198,10 @@ def log_likelihoods(counts: Counts, loadings: Floats, profiles: Profiles) -> Flo
             logs[profiles.half[gene]] += counts.values[e] * math.log(mean)
             totals[profiles.half[gene]] += counts.values[e]
         for half in range(2):
+            mass = 0.0  # not stored in the loop, see `poisson_factors_spots._dot`
             for k in range(loadings.shape[1]):
-                masses[half] += loadings[j, k] * profiles.mass[half, k]
+                mass += loadings[j, k] * profiles.mass[half, k]
+            masses[half] = mass
             out[j, 1 + half] = logs[half] - totals[half] * math.log(masses[half])
         out[j, 0] = logs.sum() - totals.sum() * math.log(masses.sum())
     return out
