@@ -24,7 +24,6 @@ from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.sample import append
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import InputError, StdistWarning
-from stdist.store.elements import row_entries
 
 FLOAT = 8
 MOST_MOVES = 30_000
@@ -57,8 +56,8 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
         for name, more in rules.items()
     }
     n_cells = min(pair.cells.n_obs, spec.sample_cells)
-    cell_entries = row_entries(pair.counts) * pair.n_panel / pair.cells.n_vars
-    spot_entries = row_entries(pair.spot_counts) * pair.n_panel / pair.spots.n_vars
+    cell_entries = pair.row_entries["cells"] * pair.n_panel / pair.cells.n_vars
+    spot_entries = pair.row_entries["spots"] * pair.n_panel / pair.spots.n_vars
     cell_bytes = int(1.2 * n_cells * (12 * cell_entries + 32))
     spot_bytes = int(len(windows.spots) * (12 * spot_entries + 8))
     stages = (
@@ -87,7 +86,7 @@ def align_program(pair: Pair, spec: AlignSpec) -> Program:
             gathers=True,
             finalize=partial(require_counts, slide="spots", error=pair.without_counts("spots")),
             partial_bytes=spot_bytes,
-            workspace=TileWorkspace(64 + int(24 * row_entries(pair.spot_counts))),
+            workspace=TileWorkspace(64 + int(24 * pair.row_entries["spots"])),
             nanoseconds=2000.0,
         ),
         Each(

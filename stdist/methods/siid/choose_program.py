@@ -61,7 +61,7 @@ class ChoiceProgram(Bound):
         sample, restarts, *_ = self._restarts()
         return Program(
             "siid_choose_factors",
-            (*self._lay_out(), self._split(sample), self._fits(restarts)),
+            (*self.lay_out(), self._split(sample), self._fits(restarts)),
             {
                 "data": str(pair.cells.path),
                 "spots": str(pair.spots.path),

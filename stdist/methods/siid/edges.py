@@ -16,9 +16,10 @@ from stdist.kernels.poisson_factors_start import start_rows
 from stdist.kernels.spot_map import spots_within
 from stdist.methods.checks import wrong_parameter
 from stdist.methods.siid.fit import TILE, advance, write_rows
+from stdist.methods.siid.laid_out import FLOAT
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.places import place_cells
-from stdist.methods.siid.program import DECONVOLVED, FLOAT, Bound
+from stdist.methods.siid.program import DECONVOLVED, Bound
 from stdist.methods.siid.sample import append, ranked, tile_of
 from stdist.methods.siid.spec import ROUNDS
 from stdist.preprocess.bound import TileWorkspace
@@ -54,20 +55,16 @@ class EdgeBound(Bound):
             found |= {f"{name}_sizes": sizes, f"{name}_sizes_back": sizes}
         return found
 
-    def _lay_out(self) -> list[Any]:
-        layout, cells, *others = super()._lay_out()
-        placed = Rearrange(
-            cells.name,
-            place_cells_and_edges,
-            cells.reads,
-            cells.uses,
-            {**cells.options, "n_edges": self.n_edges},
+    def place_cells(self) -> Rearrange:
+        """With the spots of each cell."""
+        found = super().place_cells()
+        return replace(
+            found,
+            kernel=place_cells_and_edges,
+            options={**found.options, "n_edges": self.n_edges},
             workspace=TileWorkspace(64 + 24 * self.n_edges + int(24 * self.cell_entries)),
-            nanoseconds=cells.nanoseconds,
-            updates=(*cells.updates, "edges"),
-            places=cells.places,
+            updates=(*found.updates, "edges"),
         )
-        return [layout, placed, *others]
 
     def _fit(
         self, name: str, starts: str, number: int, passes: int, converged: Any, entropy: float = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph import Each, Program, Reduce, State, by_name, scoped
+from stdist.graph import Each, Program, Rearrange, Reduce, State, by_name, scoped
 from stdist.methods.checks import wrong_parameter
 from stdist.methods.data import Data
 from stdist.methods.siid.edges import EdgeBound
@@ -28,8 +28,9 @@ from stdist.methods.siid.holdout_tiles import (
     score_neighbors,
     score_tile,
 )
+from stdist.methods.siid.laid_out import FLOAT
 from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.program import FLOAT, Bound
+from stdist.methods.siid.program import Bound
 from stdist.methods.siid.sample import append
 from stdist.methods.siid.spec import SiidSpec
 from stdist.preprocess.bound import TileWorkspace
@@ -67,7 +68,7 @@ def holdout_program(
     genes_of = chosen_folds(whole, n_folds, folds, fold_of_gene, whole.spec.rng)
     kind = EdgeFold if whole.spec.n_spots_per_cell > 1 else Fold
     base = kind(whole, controls=controls, n_neighbors=n_neighbors)
-    stages: list[Any] = [base.layout_stage()]
+    stages: list[Any] = base.lay_out()[:1]  # the same for all folds
     states: dict[str, State] = {}
     for fold, genes in genes_of.items():
         bound = kind(whole.like(held_out=genes), controls=controls, n_neighbors=n_neighbors)
@@ -126,21 +127,20 @@ class Fold(Bound):
         self.held = np.array([column[str(name)] for name in pair.genes[pair.n_panel :]])
         self.held_entries = self.cell_entries * len(self.held) / pair.n_panel
 
-    def layout_stage(self) -> Each:
-        """Return the layout, the same for all folds."""
-        layout, *_ = self._lay_out()
-        return layout
+    def place_cells(self) -> Rearrange:
+        """With the counts of the held-out genes."""
+        found = super().place_cells()
+        return replace(
+            found,
+            kernel=partial(place_cells_and_answers, place=found.kernel),
+            options={**found.options, "held": self.held},
+            updates=(*found.updates, "answers", "xy"),
+        )
 
     def stages(self) -> tuple[list[Any], dict[str, State]]:
         """Stages after the layout, and the states that they keep."""
-        _, place_cells, *others = self._lay_out()
-        place_cells = replace(
-            place_cells,
-            kernel=partial(place_cells_and_answers, place=place_cells.kernel),
-            options={**place_cells.options, "held": self.held},
-            updates=(*place_cells.updates, "answers", "xy"),
-        )
-        stages: list[Any] = [place_cells, *others, *self._solutions()]
+        _, *placing = self.lay_out()
+        stages: list[Any] = [*placing, *self._solutions()]
         stages.append(self._score(controls=self.controls))
         if not self.controls:
             return stages, self.states()

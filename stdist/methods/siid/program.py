@@ -39,15 +39,9 @@ from stdist.methods.siid.fit import (
     write_rows,
 )
 from stdist.methods.siid.held_out import PERMUTED, answered_genes, held_out_stages
+from stdist.methods.siid.laid_out import FLOAT, LaidOut
 from stdist.methods.siid.pair import Pair
-from stdist.methods.siid.places import (
-    lay_out,
-    place_cells,
-    place_spots,
-    refuse_empty,
-    take_back,
-    total_counts,
-)
+from stdist.methods.siid.places import take_back
 from stdist.methods.siid.results import fit_results
 from stdist.methods.siid.sample import (
     LONG_ROUNDS,
@@ -63,7 +57,6 @@ from stdist.methods.siid.sample import (
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import TILE_ROWS, Output, StdistWarning
 
-FLOAT, SINGLE = 8, 4
 CLUSTERS = 10
 """E-steps that take as long as the clusters of a start."""
 DECONVOLVED = "types"
@@ -77,18 +70,14 @@ def siid_program(pair: Pair, bound: type[Bound]) -> Program:
     return bound(pair).program()
 
 
-class Bound:
+class Bound(LaidOut):
     """What the stages share."""
 
     steps = 1
     """Passes that move the rows as often as one that has tiles of whole spots."""
 
     def __init__(self, pair: Pair) -> None:
-        self.pair, self.spec = pair, pair.spec
-        self.n_genes, self.n_factors = len(pair.genes), self.spec.n_factors
-        self.places = pair.layout.n_rows
-        self.cell_entries = pair.row_entries["cells"] * pair.n_panel / pair.cells.n_vars
-        self.spot_entries = pair.row_entries["spots"] * self.n_genes / pair.spots.n_vars
+        super().__init__(pair)
         self.solutions = tuple(f"solution{number}" for number in range(self.spec.n_solutions))
         self.fitted = (*self.solutions, *((DECONVOLVED,) if self.spec.deconvolve else ()))
         self.global_bytes = FLOAT * self.n_genes * (2 * self.n_factors + 2)
@@ -100,24 +89,14 @@ class Bound:
 
     def states(self) -> dict[str, State]:
         """Rows that stay with the blocks, and those that go back to the cells."""
-        row = State((self.n_factors + 2,), "float32")
-        spot_share = self.spot_entries * self.pair.spots.n_obs / max(1, self.places)
-        found = {
-            "cells": State((self.pair.n_panel,), "float32", entries=self.cell_entries),
-            "spots": State((self.n_genes,), "float32", entries=spot_share),
-            "origin": State((), "int64"),
-            "spot": State((), "int16"),
-            "spot_number": State((), "int32"),
-            "spot_origin": State((), "int64"),
-            "spot_back": State((), "int32"),
-        }
+        row, found = State((self.n_factors + 2,), "float32"), super().states()
         for name in self.fitted:
             found |= {f"{name}_rows": row, f"{name}_rows_back": row}
         return found | (AdamRuns(self).states() if self.spec.solver == "adam" else {})
 
     def program(self) -> Program:
         """Return the program."""
-        stages: list[Any] = [*self._lay_out(), *self._solutions()]
+        stages: list[Any] = [*self.lay_out(), *self._solutions()]
         states = self.states()
         control: tuple[str, ...] = ()
         if self.spec.controls and answered_genes(self.pair):
@@ -156,61 +135,10 @@ class Bound:
 
         The cells are those that the stages of the pair itself have laid out.
         """
-        layout, _, place_spots, _ = self._lay_out()
         key = stream_key(self.spec.rng, "siid permuted spots", 0)
         number = np.argsort(uniforms(key, 0, self.pair.spots.n_obs), kind="stable")
-        layout = replace(layout, options={**layout.options, "spot_number": number})
-        stages = [layout, place_spots, *self._solutions(), *scores]
+        stages = [self.layout(number), self.place_spots(), *self._solutions(), *scores]
         return scoped(PERMUTED, stages, self.states())
-
-    def _lay_out(self) -> list[Any]:
-        pair, layout = self.pair, self.pair.layout
-        tables = {
-            "points": pair.places,
-            "place": layout.place,
-            "first_row": layout.first_row,
-            "spot_row": layout.spot_row,
-            "spot_number": np.arange(pair.spots.n_obs),
-        }
-        return [
-            Each("layout", lay_out, options=tables),
-            Rearrange(
-                "place_cells",
-                place_cells,
-                {"counts": pair.counts, "spatial": pair.spatial},
-                ("layout",),
-                {"columns": pair.panel_columns, "max_distance": float(self.spec.max_distance)},
-                workspace=TileWorkspace(64 + int(24 * self.cell_entries)),
-                nanoseconds=2000.0,
-                updates=("cells", "origin", "spot", "spot_number"),
-                places=self.places,
-            ),
-            Rearrange(
-                "place_spots",
-                place_spots,
-                {"counts": pair.spot_counts},
-                ("layout",),
-                {"columns": pair.spot_columns},
-                workspace=TileWorkspace(64 + int(24 * self.spot_entries)),
-                nanoseconds=2000.0,
-                updates=("spots", "spot_origin"),
-                places=self.places,
-            ),
-            Reduce(
-                "total_counts",
-                total_counts,
-                options={"n_panel": pair.n_panel},
-                finalize=partial(
-                    refuse_empty,
-                    errors={slide: pair.without_counts(slide) for slide in ("cells", "spots")},
-                ),
-                workspace=TileWorkspace(int(12 * self.spot_entries)),
-                partial_bytes=2 * FLOAT,
-                nanoseconds=self.cell_entries,
-                rows=self.places,
-                recalls=("cells", "spots"),
-            ),
-        ]
 
     def _solutions(self) -> list[Any]:
         """Stages that leave rows and factors of every solution."""
