@@ -255,6 +255,21 @@ def test_a_slide_without_a_count_to_fit_is_refused_before_any_fit(
 
 
 @pytest.mark.parametrize(("code", "value"), [("fractional", 0.5), ("negative", -1.0)])
+def test_a_late_row_that_holds_no_count_is_refused_before_any_fit(
+    simulated, monkeypatch, code, value
+):
+    monkeypatch.setattr(siid_program, "restart", pytest.fail)
+    mine, above = (adata.copy() for adata in simulated)
+    mine.X = mine.X.astype(np.float64)
+    row = 2500
+    mine.X.data[mine.X.indptr[row]] = value
+    with pytest.raises(InputError, match=f"row {row}") as caught:
+        stdist.tl.siid(mine, spots=above, **FAST)
+    assert caught.value.code == f"counts-{code}"
+    assert caught.value.place.endswith("of the cells")
+
+
+@pytest.mark.parametrize(("code", "value"), [("fractional", 0.5), ("negative", -1.0)])
 def test_what_are_no_counts_is_refused(simulated, code, value):
     mine, above = (adata.copy() for adata in simulated)
     above.X = above.X.astype(np.float64)
