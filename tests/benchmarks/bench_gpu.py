@@ -19,6 +19,9 @@ from stdist.graph.blocks import tiles
 from stdist.graph.device import GPU
 from stdist.kernels import correlation_device
 from stdist.kernels import poisson_newton as batched
+from stdist.kernels.harmony_cells import scale_rows
+from stdist.kernels.harmony_rounds import begin
+from stdist.kernels.harmony_settings import Strata, make_settings
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.moments import membership_sums
 from stdist.kernels.poisson_match import match_labels, match_soft, rates
@@ -30,10 +33,12 @@ from stdist.kernels.spatial_neighbors import nearest_of_other_types, nearest_wit
 from stdist.metrics.neighborhoods import TypePairs
 from stdist.metrics.pair_tests import CHUNK_ENTRIES, PANEL
 from stdist.preprocess import kmeans, normalize, pca, qc, scale
+from stdist.preprocess.harmony_rounds import correct_tile, round_tile, write_tile
 
 N_CELLS, N_GENES, N_BATCHES, N_CLUSTERS, N_COMPONENTS = 7_000_000, 500, 16, 100, 50
 BLOCK, SAMPLE, COPY, REPEATS = 65_536, 20_000, 2**31, 5
 N_TYPES, RADIUS, PER_AREA, DRAWS = 16, 30.0, 0.0028, 8
+N_DIMS = 20
 
 
 class Clock:
@@ -114,6 +119,27 @@ def preprocessing(clock: Clock, counts: Any, embedding: Any) -> None:
         )
         n_bytes = sum(map(size, inputs.values())) + result
         call = partial(over_tiles, kernel, inputs)
+        clock.report(name, call, n_bytes, N_CELLS / BLOCK)
+
+
+def harmony(clock: Clock, cells: dict[str, Any], embedding: Any) -> None:
+    """Time the passes of an iteration of Harmony."""
+    values = clock.cupy.ascontiguousarray(embedding[:, :N_DIMS])
+    unit, none = scale_rows(values), np.zeros(N_BATCHES, int)
+    strata = Strata(np.arange(N_BATCHES)[:, None], np.full(N_BATCHES, N_CELLS / N_BATCHES), none)
+    chosen = make_settings("harmony2", strata, N_CLUSTERS)
+    state = GPU.take(begin(unit[:N_CLUSTERS].get(), chosen))
+    every = {"values": values, "strata": cells["batch"], "unit": unit}
+    rows = {name: every[name] for name in ("strata", "unit")}
+    clusters = BLOCK * N_CLUSTERS * 4
+    for name, kernel, inputs, written in (
+        ("Harmony, correction", correct_tile, every, size(unit)),
+        ("Harmony, a round", round_tile, rows, 0),
+        ("Harmony, the last round", round_tile, every, 0),
+        ("Harmony, rows written", partial(write_tile, clusters=True), every, size(unit) + clusters),
+    ):
+        call = partial(over_tiles, kernel, inputs, harmony=state, settings=chosen)
+        n_bytes = sum(map(size, inputs.values())) + written
         clock.report(name, call, n_bytes, N_CELLS / BLOCK)
 
 
@@ -245,7 +271,12 @@ def main() -> None:
     """Run everything on the first device."""
     import cupy
 
-    clock, rng = Clock(cupy), np.random.default_rng(0)
+    measure(Clock(cupy))
+
+
+def measure(clock: Clock) -> None:
+    """Time all kernels."""
+    cupy, rng = clock.cupy, np.random.default_rng(0)
     depth = rng.lognormal(np.log(60), 0.5, BLOCK)
     gene = rng.lognormal(0, 1.2, N_GENES)
     counts = rng.poisson(depth[:, None] * gene / gene.sum()).astype(np.uint16)
@@ -260,6 +291,7 @@ def main() -> None:
     embedding = cupy.asarray(rng.normal(size=(BLOCK, N_COMPONENTS)).astype(np.float32))
     print(f"seconds for {N_CELLS} cells from a block of {BLOCK}; density {(counts > 0).mean():.3f}")
     preprocessing(clock, block, embedding)
+    harmony(clock, cells, embedding)
     fits(clock, cells, block)
     neighbourhoods(clock, counts)
     matching(clock, counts, cells)
