@@ -429,6 +429,22 @@ def test_reference_matching_stays_in_its_bounds(cohort, clusters):
     assert (layer(out)[counts > 0] > 0).all()
 
 
+@pytest.mark.parametrize("clusters", ["type", "soft"])
+def test_outliers_are_kept_in_bounds_unless_asked_otherwise(cohort, clusters):
+    adata = cohort.copy()
+    counts = adata.X.toarray()
+    counts[:30, 2] = 300  # far beyond the target distribution
+    adata.X = sparse.csr_matrix(counts)
+    options = {"depth_key": "depth", "skip_unaffected": False}
+    capped, free = (layer(run(adata, clusters, cap_outliers=c, **options)) for c in (True, False))
+    raised = free[:30, 2] > 300
+    assert raised.any()
+    assert (capped[:30, 2][raised] == 300).all()
+    cut = capped != free
+    assert cut.mean() < 0.01
+    assert ((counts <= capped) & (capped < free))[cut].all()
+
+
 def test_intervals_hold_their_mass_over_draws(cohort):
     first = run(cohort, "type", interval=0.8)
     low, high = layer(first, "crescendo_lower"), layer(first, "crescendo_upper")
