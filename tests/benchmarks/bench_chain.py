@@ -228,9 +228,8 @@ def main() -> None:
         sys.stdout.flush()
         if name == "filter":
             shutil.rmtree(options.out / "raw.zarr")
-    programs = [
-        name for name in ("normalize_total", "pca", "harmony", "crescendo") if name in chosen
-    ]
+    recorded = ("filter", "normalize_total", "pca", "harmony", "crescendo")
+    programs = [name for name in recorded if name in chosen]
     for program in programs:
         print("\n" + "\n".join(stage_table(store, program)), flush=True)
     if "crescendo" in programs:
