@@ -31,11 +31,61 @@ def marginal(fit: RidgeFit, mass: ArrayLike) -> tuple[Floats, Floats]:
     ValueError
         If ``mass`` has another shape than (n_batches, n_clusters).
     """
+    share = shares(fit, mass)
+    return fit.intercept, fit.cluster + logsumexp(fit.interaction, axis=0, b=share[:, :, None])
+
+
+def interquartile_marginal(
+    fit: RidgeFit, mass: ArrayLike, least: float = 0.85
+) -> tuple[Floats, Floats]:
+    """Batch-free coefficients: the interquartile mean over batches of the log batch effect.
+
+    Parameters
+    ----------
+    fit : RidgeFit
+    mass : (n_batches, n_clusters) float
+        Sum of the weights of each cluster in each batch.
+    least : float
+        The rate is kept within ``least`` and ``1 / least`` times that of `marginal`.
+
+    Returns
+    -------
+    intercept : (n_genes,) float64
+    coefficients : (n_clusters, n_genes) float64
+        ``beta_k`` and the mean of ``gamma_bk`` over the middle half of the cluster's mass, with
+        batches in the order of their effect: a batch with less than a quarter of the mass has
+        no weight if its effect is the lowest or highest.
+
+    Raises
+    ------
+    ValueError
+        If ``mass`` has another shape than (n_batches, n_clusters).
+    """
+    share = shares(fit, mass)
+    _, arithmetic = marginal(fit, mass)
+    middle = np.array(
+        [_interquartile_mean(fit.interaction[:, k], share[:, k]) for k in range(share.shape[1])]
+    )
+    low, high = arithmetic + np.log(least), arithmetic - np.log(least)
+    return fit.intercept, np.clip(fit.cluster + middle, low, high)
+
+
+def shares(fit: RidgeFit, mass: ArrayLike) -> Floats:
+    """Share of each batch in the mass of a cluster; equal ones in a cluster without mass."""
     mass = np.asarray(mass, dtype=np.float64)
     require(mass.shape == fit.interaction.shape[:2], f"mass has shape {mass.shape}")
     total = mass.sum(axis=0)
-    share = np.divide(mass, total, out=np.full_like(mass, 1.0 / len(mass)), where=total > 0)
-    return fit.intercept, fit.cluster + logsumexp(fit.interaction, axis=0, b=share[:, :, None])
+    return np.divide(mass, total, out=np.full_like(mass, 1.0 / len(mass)), where=total > 0)
+
+
+def _interquartile_mean(values: Floats, share: Floats) -> Floats:
+    """Mean of each column of `values` over the middle half of the rows' shares, in its order."""
+    order = values.argsort(axis=0, kind="stable")
+    own = share[order]
+    end = own.cumsum(axis=0)
+    weight = np.maximum(np.minimum(end, 0.75) - np.maximum(end - own, 0.25), 0.0)
+    inside = np.take_along_axis(values, order, axis=0)
+    return np.asarray((weight * inside).sum(axis=0) / weight.sum(axis=0))
 
 
 def reference_marginal(fit: RidgeFit) -> tuple[Floats, Floats]:

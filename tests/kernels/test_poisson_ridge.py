@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from stdist.kernels import poisson_ridge
 from stdist.kernels.cluster_merge import apply_merge, merge_groups, weight_sums
-from stdist.kernels.poisson_marginal import exceeding_marginals, marginal, reference_marginal
+from stdist.kernels.poisson_marginal import (
+    exceeding_marginals,
+    interquartile_marginal,
+    marginal,
+    reference_marginal,
+)
 from stdist.kernels.poisson_ridge import Penalty, RidgeFit, fit, fit_strata
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared/fixtures/crescendo"
@@ -447,6 +453,45 @@ def test_marginal_is_the_mean_rate_over_the_mass_of_a_cluster() -> None:
     assert (coefficients <= highest + 1e-12).all()
     with pytest.raises(ValueError, match="mass has shape"):
         marginal(result, mass.T)
+
+
+def with_effects(effects: np.ndarray) -> RidgeFit:
+    """Fit of one cluster and one gene with given effects of the batches on it."""
+    counts, weights, batch, depth = simulate(13)
+    result = fit(counts, weights, batch, depth, Penalty.random_effects(4, 3))
+    return replace(result, cluster=np.zeros((1, 1)), interaction=np.asarray(effects)[:, None, None])
+
+
+def level(effects: list[float], mass: list[float], **options: float) -> float:
+    """Batch-free coefficient of one cluster and gene."""
+    _, found = interquartile_marginal(
+        with_effects(np.array(effects)), np.array(mass)[:, None], **options
+    )
+    return float(found[0, 0])
+
+
+def test_interquartile_marginal_leaves_the_batches_at_the_edges_out() -> None:
+    assert level([0.3], [5.0]) == 0.3
+    assert level([0.3, 0.3, 0.3], [1.0, 2.0, 5.0]) == pytest.approx(0.3, abs=1e-15)
+    # two halves: the plain mean; three thirds: 1/6, 2/3, 1/6; four quarters: the middle two
+    assert level([0.2, -0.1], [1.0, 1.0]) == pytest.approx(0.05)
+    assert level([0.2, -0.1, 0.1], [2.0, 2.0, 2.0]) == pytest.approx(0.2 / 6 + 0.2 / 3 - 0.1 / 6)
+    assert level([0.01, 0.45, 0.02, -0.03], [3.0] * 4) == pytest.approx(0.015)
+    # 0.2 of the mass at the edge has no weight, whatever its effect, and none without mass
+    assert level([0.0, 0.1, 0.5, 9.0], [4.0, 4.0, 2.0, 0.0]) == pytest.approx(0.07)
+
+
+def test_interquartile_marginal_keeps_near_the_arithmetic_mean() -> None:
+    mean = np.log((np.exp(4.0) + 3) / 4)
+    assert level([0.0, 0.0, 4.0, 0.0], [1.0] * 4) == pytest.approx(mean + np.log(0.85))
+    assert level([0.0, 0.0, 4.0, 0.0], [1.0] * 4, least=0.01) == 0.0
+    mean = np.log((2 * np.exp(0.7) + 1) / 3)
+    assert level([0.7, 0.0, 0.7], [1.0] * 3, least=0.99) == pytest.approx(mean - np.log(0.99))
+    # one far below: the middle half is above the mean of rates
+    mean = np.log((3 + np.exp(-30.0)) / 4)
+    assert level([0.0, 0.0, -30.0, 0.0], [1.0] * 4, least=0.9) == pytest.approx(mean - np.log(0.9))
+    with pytest.raises(ValueError, match="mass has shape"):
+        interquartile_marginal(with_effects(np.zeros(3)), np.ones((1, 3)))
 
 
 def test_source_parameters_reproduce_the_linear_predictor() -> None:

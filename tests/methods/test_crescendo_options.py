@@ -382,20 +382,37 @@ def test_imputation_has_room_and_empty_cells_stay_empty(cohort):
 # ---- marginal, matching, intervals ------------------------------------------------------------
 
 
+def interquartile(effects, share):
+    """Integral of the quantile function of effects from a quarter to three quarters."""
+    found = []
+    for own in effects.T:
+        order = np.argsort(own)
+        end = np.cumsum(share[order])
+        level = np.unique([0.25, *np.clip(end, 0.25, 0.75), 0.75])
+        quantile = own[order][np.searchsorted(end, (level[1:] + level[:-1]) / 2)]
+        found.append(2 * quantile @ np.diff(level))
+    return found
+
+
 def test_main_effects_and_marginals_follow_their_formulas(cohort):
     share = pd.crosstab(cohort.obs["slide"], cohort.obs["type"]).to_numpy()
     share = (share / share.sum(axis=0))[:, :, None]
     for main_effects in ("drop", "fold"):
-        for marginal in ("arithmetic", "reference"):
+        for marginal in ("interquartile", "arithmetic", "reference"):
             found = effects(run(cohort, main_effects=main_effects, marginal=marginal))
             gamma = found["interaction"].values
             if main_effects == "fold":
                 gamma = gamma + found["batch_effect"].values[:, None]
-            mean = (
-                logsumexp(gamma, axis=0, b=share)
-                if marginal == "arithmetic"
-                else gamma.mean(axis=0) + gamma.var(axis=0, ddof=1) / 2
-            )
+            arithmetic = logsumexp(gamma, axis=0, b=share)
+            mean = {
+                "arithmetic": arithmetic,
+                "reference": gamma.mean(axis=0) + gamma.var(axis=0, ddof=1) / 2,
+                "interquartile": np.clip(
+                    [interquartile(gamma[:, k], share[:, k, 0]) for k in range(gamma.shape[1])],
+                    arithmetic + np.log(0.85),
+                    arithmetic - np.log(0.85),
+                ),
+            }[marginal]
             expected = found["cluster_effect"].values + mean
             np.testing.assert_allclose(found["target_coefficients"], expected, rtol=1e-9)
 
@@ -500,7 +517,7 @@ def test_cells_without_counts_do_not_weigh(clusters):
         out = run(adata, clusters, **options)
     found = effects(out)
     target = np.exp(found["intercept"] + found["target_coefficients"][0]).values
-    np.testing.assert_allclose(target, 0.025, rtol=0.03)
+    np.testing.assert_allclose(target, 0.85 * 0.025, rtol=0.03)
     assert (out.var["crescendo_status"] == "corrected").all()
 
 

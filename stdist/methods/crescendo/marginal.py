@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from stdist.kernels.poisson_marginal import exceeding_marginals, marginal, reference_marginal
+from stdist.kernels.poisson_marginal import (
+    exceeding_marginals,
+    interquartile_marginal,
+    marginal,
+    reference_marginal,
+)
 from stdist.kernels.poisson_ridge import RidgeFit
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.store import InputError
@@ -36,7 +41,8 @@ def target_coefficients(
     if spec.marginal == "reference":
         intercept, coefficients = reference_marginal(of_clusters)
     else:
-        intercept, coefficients = marginal(of_clusters, mass[present])
+        mean = interquartile_marginal if spec.marginal == "interquartile" else marginal
+        intercept, coefficients = mean(of_clusters, mass[present])
     return intercept, np.concatenate([coefficients, result.cluster[n_clusters:]])
 
 

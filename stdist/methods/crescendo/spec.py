@@ -66,7 +66,7 @@ class CrescendoSpec:
     min_cells: int = 100
     merge_threshold: float = 0.99
     main_effects: str = "fold"
-    marginal: str = "arithmetic"
+    marginal: str = "interquartile"
     source_offset: str = "observed"
     target_offset: str | float = "observed"
     match: str = "pit"
@@ -106,7 +106,7 @@ class CrescendoSpec:
             ("lam_rule", (None, "exact", "reference")),
             ("penalize", ("all", "batch")),
             ("main_effects", ("drop", "fold")),
-            ("marginal", ("arithmetic", "reference")),
+            ("marginal", ("interquartile", "arithmetic", "reference")),
             ("source_offset", ("observed", "final")),
             ("match", ("pit", "reference")),
             ("margin", ("poisson", "negative_binomial")),

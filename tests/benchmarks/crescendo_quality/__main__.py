@@ -27,13 +27,15 @@ from stdist.store import StdistWarning
 from .data import KNOWN, NULLS, OPEN, SHARED, Case, known_case, null_case, open_case
 from .measures import change, error, quality
 
-PLAIN = {"skip_unaffected": False, "quasi_poisson": False}
+ARITHMETIC = {"marginal": "arithmetic"}
+PLAIN = {"skip_unaffected": False, "quasi_poisson": False, **ARITHMETIC}
 VARIANTS: dict[str, dict[str, Any]] = {
     "released (compat)": {"compat": "reference"},
     "prior, main effects dropped": {"main_effects": "drop", **PLAIN},
     "main effects folded": PLAIN,
-    "and prior weighed by dispersion": {"skip_unaffected": False},
-    "and unaffected genes kept = default": {},
+    "and prior weighed by dispersion": {"skip_unaffected": False, **ARITHMETIC},
+    "and unaffected genes kept": ARITHMETIC,
+    "and interquartile mean = default": {},
     "default, negative binomial": {"margin": "negative_binomial"},
 }
 FROM_FILE = {
@@ -147,30 +149,30 @@ def null_rows(seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def known_rows(seeds: int, inmoose: str | None) -> Iterator[dict[str, Any]]:
-    """Known effects on one tile."""
+    """Known effects on tiles, each drawn with every seed; of the steps the last ones only."""
+    methods: dict[str, Callable[[Case, np.ndarray, np.ndarray, int], np.ndarray]] = {
+        "none": lambda case, truth, effect, seed: case.counts(),
+        "effects known": lambda *given: informed(*given, 1.0),
+        "their ratios known": lambda *given: informed(*given, given[2]),
+        "ComBat-Seq": lambda case, truth, effect, seed: combat(case, str(inmoose)),
+        "released (compat)": lambda case, truth, effect, seed: corrected(
+            case, seed, compat="reference"
+        ),
+        "default, arithmetic mean": lambda case, truth, effect, seed: corrected(
+            case, seed, **ARITHMETIC
+        ),
+        "default": lambda case, truth, effect, seed: corrected(case, seed),
+    }
+    if inmoose is None:
+        del methods["ComBat-Seq"]
     for kind in KNOWN:
-        case, truth, effect = known_case(kind)
-        yield {"data": kind, "method": "none", **error(case, truth, case.counts())}
-        for shown, level in (("effects known", 1.0), ("their ratios known", effect)):
-            found = over_seeds(
-                lambda seed, c=case, t=truth, e=effect, v=level: error(
-                    c, t, informed(c, t, e, seed, v)
-                ),
-                seeds,
-            )
-            yield {"data": kind, "method": shown, **found}
-        if inmoose is not None:
-            yield {
-                "data": kind,
-                "method": "ComBat-Seq",
-                **error(case, truth, combat(case, inmoose)),
-            }
-        for shown, options in VARIANTS.items():
-            found = over_seeds(
-                lambda seed, c=case, t=truth, o=options: error(c, t, corrected(c, seed, **o)),
-                1 if "compat" in options else seeds,
-            )
-            yield {"data": kind, "method": shown, **found}
+        found: dict[str, list[dict[str, float]]] = {shown: [] for shown in methods}
+        for seed in range(1, seeds + 1):
+            case, truth, effect = known_case(kind, seed)
+            for shown, method in methods.items():
+                found[shown].append(error(case, truth, method(case, truth, effect, seed)))
+        for shown, errors in found.items():
+            yield {"data": kind, "method": shown, **pd.DataFrame(errors).mean()}
 
 
 def informed(

@@ -26,12 +26,18 @@ NULLS = (
 )
 """Data set and the batch whose cells get fake batches."""
 KNOWN = {
-    "genes": (2, 0.5, 0.0, 1.0),
-    "genes and types": (2, 0.4, 0.3, 1.0),
-    "weak, 3 batches": (3, 0.25, 0.15, 1.0),
-    "a third of the genes": (2, 0.6, 0.0, 0.3),
+    "genes, 2 of 2": (2, 2, 0.5, 0.0, 1.0),
+    "genes and types, 2 of 2": (2, 2, 0.4, 0.3, 1.0),
+    "weak, 3 of 3": (3, 3, 0.25, 0.15, 1.0),
+    "a third of the genes, 2 of 2": (2, 2, 0.6, 0.0, 0.3),
+    "genes, 1 of 2": (2, 1, 0.5, 0.0, 1.0),
+    "genes, 1 of 3": (3, 1, 0.5, 0.0, 1.0),
+    "genes and types, 1 of 4": (4, 1, 0.4, 0.3, 1.0),
+    "a third of the genes, 1 of 4": (4, 1, 0.6, 0.0, 0.3),
+    "genes, 1 of the 2 tiles": (0, 1, 0.5, 0.0, 1.0),
 }
-"""Known effects: batches, sd per gene, sd per gene and type, share of genes (log scale)."""
+"""Known effects: batches (0: the tiles, else random ones of one tile), how many of them changed, sd
+per gene, sd per gene and type (log scale), share of genes."""
 
 
 @dataclass
@@ -95,8 +101,8 @@ def null_case(name: str, sample: str, n_batches: int, seed: int) -> Case:
     return Case(f"{name} {sample}", own, case.genes)
 
 
-def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray, np.ndarray]:
-    """One Xenium tile in random batches with a simulated effect, its counts without, the effect.
+def known_case(kind: str, seed: int) -> tuple[Case, np.ndarray, np.ndarray]:
+    """Xenium tiles with a simulated effect in some batches, their counts without, the effect.
 
     The effect has shape (n_batches, n_cells, n_genes): what each batch would do to a cell. A factor
     below 1 thins counts; above, every count is repeated and its fraction drawn. Depths and clusters
@@ -105,17 +111,22 @@ def known_case(kind: str, seed: int = 1) -> tuple[Case, np.ndarray, np.ndarray]:
     import harmonypy
     from sklearn.decomposition import PCA
 
-    n_batches, of_gene, of_type, share = KNOWN[kind]
+    n_batches, n_changed, of_gene, of_type, share = KNOWN[kind]
     case = open_case("breast_xenium_tiles12")
-    tile = case.adata[case.adata.obs["batch"] == "tile_bulbasaur"].copy()
-    truth = tile.X.toarray().astype(int)
-    labels = tile.obs["label"].cat.codes.to_numpy()
     rng = np.random.default_rng(seed)
-    batch = rng.integers(0, n_batches, len(labels))
+    tile, batch = case.adata, case.batch
+    if n_batches:
+        tile = tile[tile.obs["batch"] == "tile_bulbasaur"].copy()
+        batch = rng.integers(0, n_batches, tile.n_obs)
+    n_batches = n_batches or 2
+    labels = tile.obs["label"].cat.codes.to_numpy()
+    truth = tile.X.toarray().astype(int)
     n_genes = truth.shape[1]
     effect = rng.normal(0, of_gene, (n_batches, 1, n_genes))
     effect = effect + rng.normal(0, of_type, (n_batches, labels.max() + 1, n_genes))
-    effect = np.exp(effect * (rng.random(n_genes) < share))[:, labels]
+    effect = effect * (rng.random(n_genes) < share)
+    effect[: n_batches - n_changed] = 0
+    effect = np.exp(effect)[:, labels]
     factor = effect[batch, np.arange(len(batch))]
     whole = np.floor(factor).astype(int)
     counts = truth * whole + rng.binomial(truth, factor - whole)
