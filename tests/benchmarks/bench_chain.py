@@ -26,7 +26,7 @@ import xarray as xr
 from stdist.kernels.poisson_match import match_soft
 from stdist.store import Store
 from stdist.store.writer import open_for_writing
-from tests.benchmarks.bench_core import events, run, stage_table
+from tests.benchmarks.bench_core import events, read_events, run, stage_table
 
 
 def steps(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -159,7 +159,7 @@ def dispatch_seconds() -> float:
         return (time.perf_counter() - started) / 5000
 
 
-def projection(store: Path, programs: list[str], dispatch: float) -> list[str]:
+def projection(recorded: dict[str, tuple[dict, list[dict]]], dispatch: float) -> list[str]:
     """Table of projected seconds per program; blocks, not items, cut into the smallest (16,384).
 
     The client's own work between stages is what it was in the run: wall less the stages.
@@ -168,8 +168,7 @@ def projection(store: Path, programs: list[str], dispatch: float) -> list[str]:
         "| program | task s | client s | 2 workers | 8 workers | 64 workers | 512 workers |",
         "|---|---|---|---|---|---|---|",
     ]
-    for program in programs:
-        facts, found = events(store, program)
+    for program, (facts, found) in recorded.items():
         pieces = max(1, facts["block_length"] // 16384)
         rounds: list[list[dict[str, Any]]] = []  # a stage's tasks, once for each pass over blocks
         for event in found:
@@ -220,23 +219,30 @@ def main() -> None:
     print("| step | wall s | CPU s | peak of all processes, MiB | largest process, MiB | load |")
     print("|---|---|---|---|---|---|")
     store = options.out / "cohort.zarr"
+    recorded: dict[str, tuple[dict, list[dict]]] = {}
     for name, arguments in chosen.items():
-        found = run(*arguments)
+        tasks = options.out / f"{name}.jsonl"
+        tasks.unlink(missing_ok=True)
+        found = run(*arguments, tasks=tasks if name == "bvr_cvr" else None)
         memory = f"{found['peak'] / 2**20:.0f} | {found['largest'] / 2**20:.0f}"
         seconds = f"{found['seconds']:.1f} | {found['cpu']:.1f}"
         print(f"| {name} | {seconds} | {memory} | {os.getloadavg()[0]:.1f} |")
         sys.stdout.flush()
+        if name == "bvr_cvr":
+            happened = read_events(tasks)
+            rows = -(-options.cells // sum(event["bytes_read"] > 0 for event in happened))
+            recorded[name] = {"block_length": rows}, happened
+        else:
+            recorded[name] = events(options.out / "raw.zarr" if name == "simulate" else store, name)
         if name == "filter":
             shutil.rmtree(options.out / "raw.zarr")
-    recorded = ("filter", "normalize_total", "pca", "harmony", "crescendo")
-    programs = [name for name in recorded if name in chosen]
-    for program in programs:
-        print("\n" + "\n".join(stage_table(store, program)), flush=True)
-    if "crescendo" in programs:
+    for program, happened in recorded.items():
+        print("\n" + "\n".join(stage_table(program, *happened)), flush=True)
+    if "crescendo" in recorded:
         print("\n" + "\n".join(limit_of_crescendo(store)))
     dispatch = dispatch_seconds()
     print(f"\nScheduler: {1e3 * dispatch:.2f} ms per task\n")
-    print("\n".join(projection(store, programs, dispatch)))
+    print("\n".join(projection(recorded, dispatch)))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,35 @@ def resident(process: psutil.Process) -> tuple[int, dict[int, int]]:
     return sum(each.values()), each
 
 
-def run(*arguments: str) -> dict[str, float]:
-    """Run a command of stdist; return seconds, CPU seconds, and the peak of all its processes."""
+WATCHED = """
+import json, sys
+from dataclasses import asdict
+from stdist.cli import main
+from stdist.graph.execution import Execution
+
+path = sys.argv.pop(1)
+
+def keep(self, record):
+    with open(path, "a") as file:
+        file.write(json.dumps(asdict(record)) + chr(10))
+
+Execution._event = keep
+main()
+"""
+"""A command that keeps no record of its tasks, with one."""
+
+
+def run(*arguments: str, tasks: Path | None = None) -> dict[str, float]:
+    """Run a command of stdist; return seconds, CPU seconds, and the peak of all its processes.
+
+    The events of a command without a run record go to the file `tasks`.
+    """
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "stdist", *arguments]
+    command = [
+        sys.executable,
+        *(["-m", "stdist"] if tasks is None else ["-c", WATCHED, str(tasks)]),
+    ]
+    command += arguments
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, peak, done = psutil.Process(child.pid), [0, 0], threading.Event()
 
@@ -66,31 +91,38 @@ def run(*arguments: str) -> dict[str, float]:
 def events(store: Path, program: str) -> tuple[dict, list[dict]]:
     """Record and task events of the newest run of a program."""
     folder = sorted((store / ".stdist" / "runs").glob(f"{program}-*"))[-1]
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return json.loads((folder / "run.json").read_text()), [json.loads(line) for line in lines]
+    return json.loads((folder / "run.json").read_text()), read_events(folder / "events.jsonl")
 
 
-def stage_table(store: Path, program: str) -> list[str]:
-    """Per stage: tasks, task seconds, share, MB/s, planned and measured memory."""
-    facts, found = events(store, program)
+def read_events(path: Path) -> list[dict]:
+    """Task events of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stage_table(program: str, facts: dict, found: list[dict]) -> list[str]:
+    """Per stage: tasks, task seconds, share, bytes, planned and measured memory."""
     total = sum(event["seconds"] for event in found)
     rows = [
-        f"| {program} stage | tasks | task s | share | read MB/s | write MB/s "
+        f"| {program} stage | tasks | task s | share | read MB | written MB | MB/s "
         "| projected MiB | peak MiB | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for stage in facts["plan"]["stages"]:
-        mine = [event for event in found if event["stage"] == stage["name"]]
-        if not mine:
-            continue
+    planned = {
+        stage["name"]: stage["memory"] for stage in facts.get("plan", {"stages": []})["stages"]
+    }
+    for stage in dict.fromkeys(event["stage"] for event in found):
+        mine = [event for event in found if event["stage"] == stage]
         seconds = sum(event["seconds"] for event in mine)
-        read = sum(event["bytes_read"] for event in mine) / 1e6 / seconds
-        written = sum(event["bytes_written"] for event in mine) / 1e6 / seconds
+        read, written = (
+            sum(event[f"bytes_{way}"] for event in mine) / 1e6 for way in ("read", "written")
+        )
         peak = max(event["peak_bytes"] for event in mine)
+        memory = f" | {peak / 2**20:.0f} | "
+        if stage in planned:
+            memory = f"{planned[stage] / 2**20:.0f}{memory}{planned[stage] / peak:.2f}"
         rows.append(
-            f"| {stage['name']} | {len(mine)} | {seconds:.1f} | {seconds / total:.0%} | {read:.0f} "
-            f"| {written:.0f} | {stage['memory'] / 2**20:.0f} | {peak / 2**20:.0f} "
-            f"| {stage['memory'] / peak:.2f} |"
+            f"| {stage} | {len(mine)} | {seconds:.1f} | {seconds / total:.0%} | {read:.0f} "
+            f"| {written:.0f} | {(read + written) / seconds:.0f} | {memory} |"
         )
     return rows
 
@@ -134,7 +166,7 @@ def main() -> None:
             ended = max(event["started"] + event["seconds"] for event in happened)
             walls[name] = ended - begun
             tables += ["", f"{name}: tasks from first to last {walls[name]:.1f} s", ""]
-            tables += stage_table(store, "crescendo")
+            tables += stage_table("crescendo", *events(store, "crescendo"))
     load = os.getloadavg()
     print(f"\n{options.cells} cells x {options.genes} genes, {options.batches} batches; "
           f"{os.cpu_count()} cores, load average at the end {load[0]:.1f}\n")  # fmt: skip
