@@ -35,9 +35,7 @@ def marginal(fit: RidgeFit, mass: ArrayLike) -> tuple[Floats, Floats]:
     return fit.intercept, fit.cluster + logsumexp(fit.interaction, axis=0, b=share[:, :, None])
 
 
-def interquartile_marginal(
-    fit: RidgeFit, mass: ArrayLike, least: float = 0.85
-) -> tuple[Floats, Floats]:
+def interquartile_marginal(fit: RidgeFit, mass: ArrayLike) -> tuple[Floats, Floats]:
     """Batch-free coefficients: the interquartile mean over batches of the log batch effect.
 
     Parameters
@@ -45,8 +43,6 @@ def interquartile_marginal(
     fit : RidgeFit
     mass : (n_batches, n_clusters) float
         Sum of the weights of each cluster in each batch.
-    least : float
-        The rate is kept within ``least`` and ``1 / least`` times that of `marginal`.
 
     Returns
     -------
@@ -62,12 +58,50 @@ def interquartile_marginal(
         If ``mass`` has another shape than (n_batches, n_clusters).
     """
     share = shares(fit, mass)
-    _, arithmetic = marginal(fit, mass)
-    middle = np.array(
-        [_interquartile_mean(fit.interaction[:, k], share[:, k]) for k in range(share.shape[1])]
-    )
-    low, high = arithmetic + np.log(least), arithmetic - np.log(least)
-    return fit.intercept, np.clip(fit.cluster + middle, low, high)
+    middle = [_interquartile_mean(fit.interaction[:, k], share[:, k]) for k in range(len(share.T))]
+    return fit.intercept, fit.cluster + np.array(middle)
+
+
+def log_factor_to_keep_totals(
+    intercept: Floats,
+    coefficients: Floats,
+    fit: RidgeFit,
+    weights: ArrayLike,
+    batch: ArrayLike,
+    depth: ArrayLike,
+    least: float = 0.85,
+) -> Floats:
+    """By what to multiply the batch-free rates of a gene so that its total stays near the fitted.
+
+    Parameters
+    ----------
+    intercept : (n_genes,) float64
+    coefficients : (n_columns, n_genes) float64
+    fit : RidgeFit
+    weights : (n_cells, n_columns) float
+    batch : (n_cells,) int
+    depth : (n_cells,) float
+        Depths, times the number of cells that each stands for.
+    least : float
+        The total is kept within ``least`` and ``1 / least`` of that with batches.
+
+    Returns
+    -------
+    (n_genes,) float64
+        Logarithm of the factor; zero where the total is near, zero or not finite.
+    """
+    weights, batch, depth = np.asarray(weights), np.asarray(batch), np.asarray(depth)
+    totals = np.zeros((2, len(intercept)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for b in np.unique(batch):
+            own = batch == b
+            rows, n = weights[own], depth[own]
+            source = fit.source_intercept[b] + rows @ fit.source_coefficients[b]
+            totals[0] += n @ np.exp(source)
+            totals[1] += n @ np.exp(intercept + rows @ coefficients)
+        ratio = totals[1] / np.where(totals[0] > 0, totals[0], np.nan)
+    ratio = np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0)
+    return np.log(np.clip(ratio, least, 1 / least) / ratio)
 
 
 def shares(fit: RidgeFit, mass: ArrayLike) -> Floats:

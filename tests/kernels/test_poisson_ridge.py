@@ -19,6 +19,7 @@ from stdist.kernels.cluster_merge import apply_merge, merge_groups, weight_sums
 from stdist.kernels.poisson_marginal import (
     exceeding_marginals,
     interquartile_marginal,
+    log_factor_to_keep_totals,
     marginal,
     reference_marginal,
 )
@@ -462,11 +463,9 @@ def with_effects(effects: np.ndarray) -> RidgeFit:
     return replace(result, cluster=np.zeros((1, 1)), interaction=np.asarray(effects)[:, None, None])
 
 
-def level(effects: list[float], mass: list[float], **options: float) -> float:
+def level(effects: list[float], mass: list[float]) -> float:
     """Batch-free coefficient of one cluster and gene."""
-    _, found = interquartile_marginal(
-        with_effects(np.array(effects)), np.array(mass)[:, None], **options
-    )
+    _, found = interquartile_marginal(with_effects(np.array(effects)), np.array(mass)[:, None])
     return float(found[0, 0])
 
 
@@ -476,22 +475,35 @@ def test_interquartile_marginal_leaves_the_batches_at_the_edges_out() -> None:
     # two halves: the plain mean; three thirds: 1/6, 2/3, 1/6; four quarters: the middle two
     assert level([0.2, -0.1], [1.0, 1.0]) == pytest.approx(0.05)
     assert level([0.2, -0.1, 0.1], [2.0, 2.0, 2.0]) == pytest.approx(0.2 / 6 + 0.2 / 3 - 0.1 / 6)
-    assert level([0.01, 0.45, 0.02, -0.03], [3.0] * 4) == pytest.approx(0.015)
+    assert level([0.01, 9.0, 0.02, -0.03], [3.0] * 4) == pytest.approx(0.015)
+    assert level([0.0, 0.0, -30.0, 0.0], [1.0] * 4) == 0.0
     # 0.2 of the mass at the edge has no weight, whatever its effect, and none without mass
     assert level([0.0, 0.1, 0.5, 9.0], [4.0, 4.0, 2.0, 0.0]) == pytest.approx(0.07)
-
-
-def test_interquartile_marginal_keeps_near_the_arithmetic_mean() -> None:
-    mean = np.log((np.exp(4.0) + 3) / 4)
-    assert level([0.0, 0.0, 4.0, 0.0], [1.0] * 4) == pytest.approx(mean + np.log(0.85))
-    assert level([0.0, 0.0, 4.0, 0.0], [1.0] * 4, least=0.01) == 0.0
-    mean = np.log((2 * np.exp(0.7) + 1) / 3)
-    assert level([0.7, 0.0, 0.7], [1.0] * 3, least=0.99) == pytest.approx(mean - np.log(0.99))
-    # one far below: the middle half is above the mean of rates
-    mean = np.log((3 + np.exp(-30.0)) / 4)
-    assert level([0.0, 0.0, -30.0, 0.0], [1.0] * 4, least=0.9) == pytest.approx(mean - np.log(0.9))
     with pytest.raises(ValueError, match="mass has shape"):
         interquartile_marginal(with_effects(np.zeros(3)), np.ones((1, 3)))
+
+
+def test_totals_are_kept_near_those_of_the_fitted_means() -> None:
+    counts, weights, batch, depth = simulate(13)
+    result = fit(counts, weights, batch, depth, Penalty.random_effects(4, 3))
+    shift = np.array([-1.0, -0.1, 0.0, 0.1, 1.0])
+    cells = weights, batch, depth * np.where(batch == 1, 3.0, 1.0)
+    source = sum(
+        cells[2][batch == b] @ np.exp(s + weights[batch == b] @ c)
+        for b, (s, c) in enumerate(
+            zip(result.source_intercept, result.source_coefficients, strict=True)
+        )
+    )
+    target = cells[2] @ np.exp(result.intercept + weights @ result.cluster)
+    shift -= np.log(target / source)  # the totals are then exp(-1) to exp(1) of the fitted
+    given = result.intercept + shift, result.cluster
+    factor = np.exp(log_factor_to_keep_totals(*given, result, *cells))
+    expected = [0.85 * np.e, 1.0, 1.0, 1.0, 1 / 0.85 / np.e]
+    np.testing.assert_allclose(factor, expected, rtol=1e-12)
+    empty = replace(result, intercept=np.full(5, -np.inf))
+    assert not log_factor_to_keep_totals(empty.intercept, given[1], empty, *cells).any()
+    beyond = np.full_like(given[1], 1e4)
+    assert not log_factor_to_keep_totals(given[0], beyond, result, *cells).any()
 
 
 def test_source_parameters_reproduce_the_linear_predictor() -> None:

@@ -20,6 +20,7 @@ from stdist.kernels.poisson_means import soft_means
 from stdist.kernels.poisson_ridge import RidgeFit
 from stdist.methods.crescendo import CrescendoSpec, crescendo
 from stdist.methods.crescendo.marginal import target_coefficients
+from stdist.methods.crescendo.rows import Rows
 from stdist.methods.crescendo.sample import group_clusters
 from stdist.store import InputError, StdistWarning, Store
 
@@ -132,7 +133,9 @@ def test_marginal_means_equal_the_released_program_given_its_coefficients(shared
         intercept[0], cluster, main, interaction.reshape(b, k, g), ones > 0, ones.astype(int), ones
     )
     spec = CrescendoSpec("slide", "R", compat="reference")
-    base, coefficients = target_coefficients(fitted, np.ones((b, k)), spec)
+    batch, depth = adata.obs["slide"].cat.codes.to_numpy(), case["numi"]
+    rows = Rows(adata.X, weights, batch, depth, np.ones((b, k)), saturated=np.zeros)
+    base, coefficients = target_coefficients(fitted, rows, spec)
     depth = np.full(n, np.median(case["numi"]))
     means = soft_means(weights, np.zeros(n, int), depth, base[None], coefficients[None])
     np.testing.assert_allclose(means, case["expected_marginalized"], rtol=1e-6)
@@ -189,7 +192,7 @@ def test_genes_that_the_released_marginal_raises_without_bound_are_left_alone(co
     assert kept.any()
     np.testing.assert_array_equal(layer(out)[:, kept], cohort.X.toarray()[:, kept])
     with pytest.raises(InputError) as caught:
-        run(adata, "soft", lam=1e-9, fit_cells=None, main_effects="fold")
+        run(adata, "soft", lam=1e-9, fit_cells=None, marginal="arithmetic")
     assert caught.value.code == "marginal-unsupported"
     default = run(adata, "soft")
     assert (default.var["crescendo_status"] == "corrected").all()
@@ -397,24 +400,48 @@ def interquartile(effects, share):
 def test_main_effects_and_marginals_follow_their_formulas(cohort):
     share = pd.crosstab(cohort.obs["slide"], cohort.obs["type"]).to_numpy()
     share = (share / share.sum(axis=0))[:, :, None]
+    kept = []
     for main_effects in ("drop", "fold"):
         for marginal in ("interquartile", "arithmetic", "reference"):
             found = effects(run(cohort, main_effects=main_effects, marginal=marginal))
             gamma = found["interaction"].values
             if main_effects == "fold":
                 gamma = gamma + found["batch_effect"].values[:, None]
-            arithmetic = logsumexp(gamma, axis=0, b=share)
             mean = {
-                "arithmetic": arithmetic,
+                "arithmetic": logsumexp(gamma, axis=0, b=share),
                 "reference": gamma.mean(axis=0) + gamma.var(axis=0, ddof=1) / 2,
-                "interquartile": np.clip(
-                    [interquartile(gamma[:, k], share[:, k, 0]) for k in range(gamma.shape[1])],
-                    arithmetic + np.log(0.85),
-                    arithmetic - np.log(0.85),
+                "interquartile": np.array(
+                    [interquartile(gamma[:, k], share[:, k, 0]) for k in range(gamma.shape[1])]
                 ),
             }[marginal]
             expected = found["cluster_effect"].values + mean
+            if marginal == "interquartile":
+                batch, label = (cohort.obs[name].cat.codes for name in ("slide", "type"))
+                depth = np.asarray(cohort.X.sum(axis=1)).ravel()
+                source = found["cluster_effect"].values + found["interaction"].values
+                source = source + found["batch_effect"].values[:, None]
+                before = depth @ np.exp(source)[batch, label]
+                ratio = depth @ np.exp(expected)[label] / before
+                expected = expected + np.log(np.clip(ratio, 0.85, 1 / 0.85) / ratio)
+                kept.append(ratio)
             np.testing.assert_allclose(found["target_coefficients"], expected, rtol=1e-9)
+    # some genes of this cohort are beyond the bounds, most are not
+    assert 0.05 < np.mean((np.array(kept) < 0.85) | (np.array(kept) > 1 / 0.85)) < 0.5
+
+
+def test_totals_are_kept_in_the_data_not_in_the_sample(cohort):
+    """A small batch has more than its share of the sample."""
+    few = (cohort.obs["slide"] == "s2") & (np.arange(N) % 10 > 0)
+    adata = cohort[~few].copy()
+    found = effects(run(adata, "soft", fit_cells=300, min_cells=80, skip_unaffected=False))
+    weights, batch = adata.obsm["soft"], adata.obs["slide"].cat.codes.to_numpy()
+    source = found["cluster_effect"].values + found["interaction"].values
+    means = np.exp(np.einsum("nk,nkg->ng", weights, source[batch]))
+    depth = np.asarray(adata.X.sum(axis=1)).ravel()
+    before = depth @ (means * np.exp(found["batch_effect"].values)[batch])
+    ratio = depth @ np.exp(weights @ found["target_coefficients"].values) / before
+    assert ((ratio > 0.85 / 1.03) & (ratio < 1.03 / 0.85)).all()
+    assert (ratio < 0.85 * 1.03).any() or (ratio > 1 / 0.85 / 1.03).any()
 
 
 @pytest.mark.parametrize("clusters", ["type", "soft"])

@@ -150,8 +150,7 @@ def finished(
     found = solution(
         result,
         lam,
-        rows.mass,
-        rows.weights,
+        rows,
         groups["largest_rate"][chosen],
         absent_genes({"groups": groups}, chosen).any(axis=0) & spec.skip_absent,
         unaffected(effects, chosen, spec),
@@ -197,8 +196,7 @@ def fit_panel_of_strata(
         found = solution(
             result,
             lam,
-            rows.mass,
-            weights[strata["fitted"].any(axis=0)],
+            rows,
             strata["largest_rate"][chosen],
             absent_genes({"strata": strata}, chosen).any(axis=0) & spec.skip_absent,
             unaffected(effects, chosen, spec),

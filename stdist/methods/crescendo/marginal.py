@@ -11,23 +11,25 @@ import numpy as np
 from stdist.kernels.poisson_marginal import (
     exceeding_marginals,
     interquartile_marginal,
+    log_factor_to_keep_totals,
     marginal,
     reference_marginal,
 )
 from stdist.kernels.poisson_ridge import RidgeFit
+from stdist.methods.crescendo.rows import Rows
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.store import InputError
 
 
 def target_coefficients(
-    result: RidgeFit, mass: np.ndarray, spec: CrescendoSpec
+    result: RidgeFit, rows: Rows, spec: CrescendoSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intercept and coefficients without batches; those of kept columns are as fitted.
 
     With ``main_effects="fold"`` the effect of a batch is part of its effect on each cluster (the
     clusters of a cell sum to one); with ``"drop"`` it is left out.
     """
-    n_clusters = mass.shape[1]
+    mass, n_clusters = rows.mass, rows.n_clusters
     interaction = result.interaction[:, :n_clusters]
     if spec.main_effects == "fold":
         interaction = interaction + result.batch[:, None]
@@ -43,7 +45,14 @@ def target_coefficients(
     else:
         mean = interquartile_marginal if spec.marginal == "interquartile" else marginal
         intercept, coefficients = mean(of_clusters, mass[present])
-    return intercept, np.concatenate([coefficients, result.cluster[n_clusters:]])
+    coefficients = np.concatenate([coefficients, result.cluster[n_clusters:]])
+    if spec.marginal == "interquartile":
+        depth = rows.depth * rows.sampling_weight
+        # the clusters of a cell sum to one
+        coefficients[:n_clusters] += log_factor_to_keep_totals(
+            intercept, coefficients, result, rows.weights, rows.batch, depth
+        )
+    return intercept, coefficients
 
 
 def gene_counts(sums: Mapping[str, Any], genes: Any = slice(None)) -> np.ndarray:
@@ -90,8 +99,7 @@ def measured_genes(sums: Mapping[str, Any], genes: np.ndarray, spec: CrescendoSp
 def solution(
     result: RidgeFit,
     lam: np.ndarray | None,
-    mass: np.ndarray,
-    weights: np.ndarray,
+    rows: Rows,
     largest_rate: np.ndarray,
     kept: np.ndarray,
     unaffected: np.ndarray,
@@ -110,7 +118,7 @@ def solution(
     InputError
         If another marginal has such a rate.
     """
-    intercept, coefficients = target_coefficients(result, mass, spec)
+    intercept, coefficients = target_coefficients(result, rows, spec)
     source = result.source_intercept, result.source_coefficients
     if spec.changes_depth:
         source = (
@@ -120,7 +128,7 @@ def solution(
     else:
         kept = kept | unaffected
     corrected = result.converged & ~kept
-    beyond = exceeding_marginals(intercept, coefficients, weights, largest_rate)
+    beyond = exceeding_marginals(intercept, coefficients, rows.weights, largest_rate)
     judged = corrected & ~result.without_counts
     beyond = beyond[judged[beyond[:, 0]]]
     unsupported = np.isin(np.arange(len(names)), beyond[:, 0])

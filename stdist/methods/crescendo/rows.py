@@ -38,6 +38,8 @@ class Rows:
         Cells of each row; one each if not given.
     strata : tuple or None
         Counts and depths by batch and label, where the rows are these strata and nothing else.
+    sampling_weight : (n_rows,) array, or 1
+        Cells of the data for which each sampled one stands.
     xp : module
         Library that solves for coefficients of cells: NumPy, or CuPy for its device.
     """
@@ -50,6 +52,7 @@ class Rows:
     saturated: Callable[[], np.ndarray]
     cells: np.ndarray | None = None
     strata: tuple[np.ndarray, np.ndarray] | None = None
+    sampling_weight: np.ndarray | float = 1.0
     xp: Any = np
 
     def of_batches(self, chosen: np.ndarray) -> Rows:
@@ -63,6 +66,7 @@ class Rows:
             weights=self.weights[own],
             batch=self.batch[own],
             depth=self.depth[own],
+            sampling_weight=np.broadcast_to(self.sampling_weight, own.shape)[own],
             mass=self.mass * chosen[:, None],
             cells=None if self.cells is None else self.cells[own],
             strata=None if self.strata is None else (self.strata[0], self.strata[1] * depth),
@@ -132,6 +136,8 @@ def rows_of_sample(
     shape = (len(sample["depth"]), len(groups["largest_rate"]))
     arrays = (sample["data"], sample["indices"], sample["indptr"])
     counts = sparse.csc_matrix(arrays, shape=shape)[:, chosen]
+    stratum = sample["batch"].astype(np.int64) * groups["cells"].shape[1] + sample["cluster"]
+    sampled = np.bincount(stratum, minlength=groups["cells"].size)
     return Rows(
         counts,
         columns(sample["weights"], sample.get("kept"), spec.keep_interactions),
@@ -139,6 +145,7 @@ def rows_of_sample(
         sample["depth"],
         groups["mass"],
         saturated=lambda: saturated(counts, sample["depth"]),
+        sampling_weight=(groups["cells"].ravel() / np.maximum(sampled, 1))[stratum],
         xp=xp,
     )
 

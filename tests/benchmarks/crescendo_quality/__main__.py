@@ -24,7 +24,17 @@ from stdist.kernels.poisson_glmm import MINIMUM_CELLTYPE_VARIANCE
 from stdist.methods.crescendo import crescendo
 from stdist.store import StdistWarning
 
-from .data import KNOWN, NULLS, OPEN, SHARED, Case, known_case, null_case, open_case
+from .data import (
+    KNOWN,
+    NULLS,
+    OPEN,
+    SHARED,
+    Case,
+    known_case,
+    null_case,
+    open_case,
+    other_genes,
+)
 from .measures import change, error, quality
 
 ARITHMETIC = {"marginal": "arithmetic"}
@@ -208,15 +218,18 @@ def combat(case: Case, python: str) -> np.ndarray:
 
 
 def stability_rows(seeds: int) -> Iterator[dict[str, Any]]:
-    """The default on ten clusters, on labels, on half of the cells and of the genes."""
+    """The default on other genes, ten clusters, labels, half of the cells and of the genes."""
     for name in OPEN:
-        for what in ("ten clusters", "labels", "half of the cells", "half of the genes"):
+        kinds = ("other genes", "ten clusters", "labels", "half of the cells", "half of the genes")
+        for what in kinds:
             if what == "ten clusters" and name not in (OPEN[2], OPEN[3]):
                 continue
 
             def measure(seed: int, what: str = what, name: str = name) -> dict[str, float]:
                 case = open_case(name, "R_k10" if what == "ten clusters" else "R")
                 rng = np.random.default_rng(seed)
+                if what == "other genes":
+                    case.genes = other_genes(case, rng)
                 if what == "half of the cells":
                     case.adata = case.adata[rng.random(case.adata.n_obs) < 0.5].copy()
                     total = np.asarray(case.adata[:, case.genes].X.sum(axis=0)).ravel()

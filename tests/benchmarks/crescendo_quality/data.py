@@ -149,3 +149,11 @@ def known_case(kind: str, seed: int) -> tuple[Case, np.ndarray, np.ndarray]:
     changed.obs["batch"], changed.obs["label"] = _codes(batch), _codes(labels)
     changed.obsm["R"] = soft / soft.sum(axis=1, keepdims=True)
     return Case(kind, changed, case.genes), truth, effect
+
+
+def other_genes(case: Case, rng: np.random.Generator, n_genes: int = 150) -> list[str]:
+    """Genes that are not judged, as abundant as all but the rarest twentieth of those that are."""
+    mean = np.asarray(case.adata.X.mean(axis=0)).ravel()
+    judged = case.adata.var_names.isin(case.genes)
+    pool = case.adata.var_names[~judged & (mean >= np.quantile(mean[judged], 0.05))]
+    return list(rng.choice(pool, min(n_genes, len(pool)), replace=False))
