@@ -56,7 +56,7 @@ def start_factors(spot_profile: Floats, n_factors: int, seed: int) -> Floats:
 
 
 def clustered_factors(
-    cells: sparse.csr_array, spot_profile: Floats, n_factors: int, seed: int
+    cells: sparse.csr_array, spot_profile: Floats, n_factors: int, seed: int, n_swaps: int = 0
 ) -> Floats:
     """Profiles of clusters of cells; genes outside the panel have their share of the spots in all.
 
@@ -69,6 +69,8 @@ def clustered_factors(
         Number of factors.
     seed
         Of the draws.
+    n_swaps
+        See `stdist.kernels.poisson_profiles.cluster_profiles`.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def clustered_factors(
         Rows sum up to 1.
     """
     profile, n_panel = spot_profile + _LEAST, cells.shape[1]
-    panel = cluster_profiles(cells, n_factors, seed)
+    panel = cluster_profiles(cells, n_factors, seed, n_swaps)
     other = np.tile(profile[n_panel:] / profile[:n_panel].sum(), (n_factors, 1))
     factors: Floats = np.concatenate([panel, other], axis=1)
     return factors / factors.sum(axis=1, keepdims=True)

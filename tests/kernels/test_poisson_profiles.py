@@ -49,15 +49,26 @@ def test_a_seed_makes_its_own_clusters(planted):
     assert np.abs(first - other).max() > 0.01
 
 
+def test_swaps_find_every_type_from_every_seed(planted):
+    counts, _, profiles = planted
+    for seed in range(8):
+        short, *longer = (cluster_profiles(counts, 6, seed, n_swaps) for n_swaps in (0, 1, 3, 6))
+        reached = [(counts @ np.log(found).T).max(axis=1).sum() for found in longer]
+        assert sorted(reached) == reached
+        assert sorted(distances(longer[-1], profiles).argmin(axis=1)) == list(range(6))
+        assert (counts @ np.log(short).T).max(axis=1).sum() <= reached[-1] + 1.0
+
+
 @pytest.mark.parametrize(
     "counts",
     [np.zeros((3, 4)), np.eye(4), np.ones((1, 4)), [[0.0, 5.0, 0.0, 0.0]] * 30],
     ids=["empty", "one each", "one cell", "alike"],
 )
 @pytest.mark.parametrize("n_clusters", [1, 5])
-def test_cells_that_have_no_clusters(counts, n_clusters):
+@pytest.mark.parametrize("n_swaps", [0, 3])
+def test_cells_that_have_no_clusters(counts, n_clusters, n_swaps):
     matrix = sparse.csr_array(np.asarray(counts))
-    found = cluster_profiles(matrix, n_clusters, seed=0)
+    found = cluster_profiles(matrix, n_clusters, 0, n_swaps)
     assert found.shape == (n_clusters, 4)
     assert (found > 0.0).all()
     np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-12)

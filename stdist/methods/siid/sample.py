@@ -25,6 +25,9 @@ Arrays = dict[str, Any]
 SHORT_ROUNDS, LONG_ROUNDS, LONG_STARTS = 15, 150, 2
 """E-steps of every restart, and of the best of them before one is chosen: they start from clusters
 of cells, and the order of their losses hardly changes later."""
+SEARCHED, SWAPS = 2, 5
+"""Restarts whose clusters are searched for longer, and swaps of clusters in each. One of them leads
+to a good optimum nearly always; more would make the solutions alike."""
 DISPERSION = 0.1
 """Of every gene at the start."""
 
@@ -105,8 +108,9 @@ def restart(
 ) -> Arrays:
     """Fit the sample from clusters of its own."""
     profile, cells = sample["profile"], unpacked("cells", sample, n_panel)
+    n_swaps = SWAPS if item < SEARCHED else 0
     factors = {
-        "Q": clustered_factors(cells, profile, n_factors, seed + item),
+        "Q": clustered_factors(cells, profile, n_factors, seed + item, n_swaps),
         "phi": np.ones(len(profile)),
     }
     if overdispersed:
