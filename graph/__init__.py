@@ -1,6 +1,6 @@
 """Stages over blocks, compiled into Dask task graphs; knows nothing of what the rows mean."""
 
-from stdist.graph.blocks import Blocks, tiles
+from stdist.graph.blocks import Blocks, part_bounds, tiles
 from stdist.graph.compilation import resources_for
 from stdist.graph.executors import Cluster, InProcess
 from stdist.graph.plan import Plan, make_plan
@@ -36,6 +36,7 @@ __all__ = [
     "discard",
     "fold",
     "make_plan",
+    "part_bounds",
     "plain",
     "refuse_unfinished",
     "resources_for",

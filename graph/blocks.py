@@ -48,3 +48,17 @@ def tiles(start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Bounds of the tiles between two rows; `start` lies on a tile edge."""
     for first in range(start, stop, TILE_ROWS):
         yield first, min(stop, first + TILE_ROWS)
+
+
+def part_bounds(part: tuple[int, int], n_rows: int) -> tuple[int, int]:
+    """First row and end of part `number` of `n_parts`: ranges of tiles, as even as can be.
+
+    Examples
+    --------
+    >>> [part_bounds((number, 3), 5000) for number in range(3)]
+    [(0, 1024), (1024, 3072), (3072, 5000)]
+    """
+    number, n_parts = part
+    n_tiles = -(-n_rows // TILE_ROWS)
+    first, last = (n_tiles * at // n_parts * TILE_ROWS for at in (number, number + 1))
+    return first, min(n_rows, last)

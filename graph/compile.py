@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
-from stdist.graph.blocks import Blocks
+from stdist.graph.blocks import Blocks, part_bounds
 from stdist.graph.device import CPU
 from stdist.graph.executors import Graph
 from stdist.graph.rearrange import Moves, run_gather, run_scatter
@@ -74,12 +74,17 @@ def compile_stage(
 
     leaves = []
 
-    def leaf(index: int) -> Hashable:
+    first, last = part_bounds(stage.part, stage.n_rows)
+
+    def leaf(index: int) -> Hashable | None:
         name = key("block", index)
         bounds = blocks.bounds(index)
-        graph[name] = (
-            run_reduce_block, stage, index, bounds, values, binding.state, binding.device,
-        )  # fmt: skip
+        if not stage.takes(bounds):
+            return None
+        state = binding.state
+        if state is not None and stage.part[1] > 1:
+            state = state.of_part(stage.part, bounds[0] >= first, bounds[1] <= last)
+        graph[name] = run_reduce_block, stage, index, bounds, values, state, binding.device
         leaves.append(name)
         return name
 

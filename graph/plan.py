@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph.blocks import Blocks
+from stdist.graph.blocks import Blocks, part_bounds
 from stdist.graph.executors import Resources
 from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.store import TILE_ROWS, Output, PlanRefused, floor_block_length
@@ -183,7 +183,7 @@ def _plan_stage(
     inputs += recalled * rows
     stored += recalled * stage.n_rows
     decoded = inputs / rows * stage.n_rows
-    written = 0
+    written, share = 0, 1.0
     if isinstance(stage, Map):
         tasks = len(blocks)
         row_bytes = sum(output.row_bytes for output in stage.writes.values())
@@ -191,13 +191,15 @@ def _plan_stage(
         call = stage.workspace(min(rows, stage.call_rows(block_length)))
         memory = inputs + 2 * row_bytes * rows + call
     elif isinstance(stage, Reduce):
-        tasks = 2 * len(blocks) - 1
+        first, last = part_bounds(stage.part, stage.n_rows)
+        taken = max(1, -(-last // block_length) - first // block_length)
+        tasks, share = 2 * taken - 1, taken / len(blocks)
         # pending nodes of the tree; what is gathered is there once, and again as it is appended
         depth = 2 if stage.gathers else 2 + int(np.log2(max(1, block_length // TILE_ROWS)))
         memory = inputs + stage.workspace(min(rows, TILE_ROWS)) + depth * stage.partial_bytes
         updated = sum(program.state[name].row_bytes for name in stage.updates)
         memory += 3 * updated * rows  # tiles, the block, and its bytes as they are written
-        written = updated * stage.n_rows
+        written = int(updated * stage.n_rows * share)
     elif isinstance(stage, Rearrange):
         tasks = len(blocks) + len(Blocks(stage.places, block_length))
         updated = 8 + sum(program.state[name].row_bytes for name in stage.updates)
@@ -209,15 +211,17 @@ def _plan_stage(
         tasks, memory = stage.n_items, stage.workspace(1)
     slots = resources.n_workers * resources.threads
     kernel = stage.nanoseconds * 1e-9 * (stage.n_items if isinstance(stage, Each) else stage.n_rows)
-    seconds = (decoded / READ_SPEED + written / WRITE_SPEED + kernel) / min(slots, tasks)
+    if isinstance(stage, Reduce):
+        kernel /= stage.part[1]
+    seconds = decoded * share / READ_SPEED + written / WRITE_SPEED + kernel
     return StagePlan(
         stage.name,
         type(stage).__name__.lower(),
         tasks * repeats,
-        stored * repeats,
+        int(stored * share) * repeats,
         written * repeats,
         int(_before_tasks(resources) + resources.threads * memory),
-        seconds * repeats,
+        seconds / min(slots, tasks) * repeats,
     )
 
 

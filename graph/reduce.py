@@ -70,12 +70,13 @@ class ByName:
         }
 
 
-def fold(leaves: Iterable[Node], combine: Callable[[Node, Node], Node]) -> Node:
+def fold(leaves: Iterable[Node | None], combine: Callable[[Node, Node], Node]) -> Node:
     """Combine leaves in the fixed binary tree over their positions.
 
     Node ``j`` of level ``l`` covers leaves ``j * 2**l .. (j + 1) * 2**l``. Only one pending node
     per level is held, and a run of ``2**m`` aligned leaves folds to a whole subtree: folding
-    blocks of tiles, then the blocks, gives the same tree as folding all tiles.
+    blocks of tiles, then the blocks, gives the same tree as folding all tiles. A leaf that is None
+    keeps its place in the tree and is left out.
 
     Raises
     ------
@@ -86,18 +87,26 @@ def fold(leaves: Iterable[Node], combine: Callable[[Node, Node], Node]) -> Node:
     --------
     >>> fold("abcde", lambda left, right: f"({left}{right})")
     '(((ab)(cd))e)'
+    >>> fold(["a", None, "c", "d"], lambda left, right: f"({left}{right})")
+    '(a(cd))'
     """
-    pending: list[tuple[int, Node]] = []
+    pending: list[tuple[int, Node | None]] = []
+
+    def merge(left: Node | None, right: Node | None) -> Node | None:
+        if left is None or right is None:
+            return right if left is None else left
+        return combine(left, right)
+
     for leaf in leaves:
         level, node = 0, leaf
         while pending and pending[-1][0] == level:
-            node = combine(pending.pop()[1], node)
+            node = merge(pending.pop()[1], node)
             level += 1
         pending.append((level, node))
-    if not pending:
+    node = None
+    while pending:
+        node = merge(pending.pop()[1], node)
+    if node is None:
         message = "nothing to fold"
         raise ValueError(message)
-    _, node = pending.pop()
-    while pending:
-        node = combine(pending.pop()[1], node)
     return node

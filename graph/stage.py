@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stdist.graph.blocks import part_bounds
 from stdist.graph.reduce import add
 from stdist.graph.state import State
 from stdist.store import TILE_ROWS, Output, Source
@@ -106,6 +107,9 @@ class Reduce(Stage):
     client, and gives the value of the stage. `partial_bytes` is the size of one partial, or, where
     `gathers` says that partials are appended, of the total. Of each state in `updates` the kernel
     returns, beside its statistics, the tile's new rows.
+
+    With a `part` ``(number, n_parts)`` it takes one of as many even ranges of tiles; rows of states
+    in all others stay as they are. A loop has such stages for all parts, in order.
     """
 
     combine: Callable[[Any, Any], dict[str, Any]] = add
@@ -113,6 +117,12 @@ class Reduce(Stage):
     partial_bytes: int = 0
     gathers: bool = False
     updates: tuple[str, ...] = ()
+    part: tuple[int, int] = (0, 1)
+
+    def takes(self, bounds: tuple[int, int]) -> bool:
+        """Tell whether the part has tiles between two rows."""
+        first, last = part_bounds(self.part, self.n_rows)
+        return self.part[1] == 1 or (bounds[0] < last and first < bounds[1])
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,8 @@ class Loop:
 
     The state starts as the value of stage `initial`; inside the body it is the value `name`; the
     value of the body's last stage is the next state. ``n_iterations`` is added to the state.
-    A state of rows may be updated by one stage of the body.
+    A state of rows may be updated by one stage of the body, or by one for each part of the tiles;
+    these recall it, and no other stage of the body does.
     """
 
     name: str
@@ -156,13 +167,17 @@ class Loop:
     max_iterations: int
 
     def __post_init__(self) -> None:
-        updated = self.updates()
-        if len(updated) != len(set(updated)):
-            message = f"loop {self.name!r} updates a state twice in a round: {updated}"
-            raise ValueError(message)
+        for state in set(self.updates()):
+            mine = [s for s in self.body if isinstance(s, Reduce) and state in s.updates]
+            if [s.part for s in mine] != [(n, len(mine)) for n in range(len(mine))]:
+                message = f"loop {self.name!r} updates {state!r} twice in a round, not in parts"
+                raise ValueError(message)
+            if len(mine) > 1 and mine != [s for s in self.body if state in s.recalls]:
+                message = f"loop {self.name!r}: all parts recall {state!r}, and no other stage"
+                raise ValueError(message)
 
     def updates(self) -> list[str]:
-        """Names of the states that a round updates."""
+        """Names of the states that a round updates, each as often as it does."""
         return [name for s in self.body if isinstance(s, Reduce) for name in s.updates]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,6 +163,19 @@ class Recollection:
     states: Mapping[str, State]
     recalls: Mapping[str, int]
     updates: Mapping[str, int]
+
+    def of_part(self, part: tuple[int, int], begins: bool, ends: bool) -> Recollection:
+        """The same for a block in a stage that takes a part of the tiles.
+
+        A state has a version for each part, which only blocks with tiles of the part write; a block
+        whose first or last tiles of a round these are reads or writes that of the whole round.
+        """
+        number, n_parts = part
+        recalls, updates = dict(self.recalls), dict(self.updates)
+        for name in updates:
+            recalls[name] -= number if begins else 0
+            updates[name] += n_parts - 1 - number if ends else 0
+        return replace(self, recalls=recalls, updates=updates)
 
     def read(self, block: int) -> dict[str, Any]:
         """Return the rows of a block of every recalled state."""

@@ -276,9 +276,15 @@ def run_reduce_block(
         inputs = memory.take(read_inputs(stage, index, bounds, state, facts))
         updated: dict[str, list[np.ndarray]] = {name: [] for name in stage.updates}
 
-        def partials() -> Iterator[dict[str, Any]]:
+        def partials() -> Iterator[dict[str, Any] | None]:
             for rows in tiles(start, stop):
-                statistic = stage.kernel(rows, **slice_rows(inputs, start, *rows), **constants)
+                mine = slice_rows(inputs, start, *rows)
+                if not stage.takes(rows):
+                    for name, tiles_so_far in updated.items():
+                        tiles_so_far.append(memory.give({name: mine[name]})[name])
+                    yield None
+                    continue
+                statistic = stage.kernel(rows, **mine, **constants)
                 for name, tiles_so_far in updated.items():
                     tiles_so_far.append(memory.give({name: statistic.pop(name)})[name])
                 yield statistic
