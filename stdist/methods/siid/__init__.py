@@ -49,6 +49,7 @@ def siid(
     n_restarts: int = 8,
     sample_cells: int = 10_000,
     passes: int = 20,
+    updates_per_pass: int = 1,
     convergence_passes: int = 500,
     entropy: float = 20.0,
     entropy_passes: int = 100,
@@ -110,6 +111,10 @@ def siid(
         Cells in that sample.
     passes
         Passes over all cells in a fit for imputation.
+    updates_per_pass
+        Updates of the factors in a pass, each after one of as many parts of the cells (ranges of
+        tiles, no fewer than one for each): incremental EM, by which fewer passes reach the same
+        loss. With more than 1 the losses are those of the parts as each was visited.
     convergence_passes
         Largest number of passes before hardening.
     entropy
@@ -214,6 +219,7 @@ def siid(
         n_restarts=n_restarts,
         sample_cells=sample_cells,
         passes=passes,
+        updates_per_pass=updates_per_pass,
         convergence_passes=convergence_passes,
         entropy=entropy,
         entropy_passes=entropy_passes,

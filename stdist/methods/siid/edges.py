@@ -26,7 +26,7 @@ from stdist.preprocess.bound import TileWorkspace
 from stdist.store import Output
 
 Arrays = dict[str, Any]
-ONLY = {"solver": "em", "spots_model": "poisson", "spot_scale": "free"}
+ONLY = {"solver": "em", "spots_model": "poisson", "spot_scale": "free", "updates_per_pass": 1}
 """Options that go with several spots per cell."""
 
 

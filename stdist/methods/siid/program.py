@@ -17,8 +17,10 @@ from stdist.graph import (
     Rearrange,
     Reduce,
     State,
+    add_by_group,
     by_name,
     concatenate,
+    part_bounds,
     scoped,
 )
 from stdist.kernels.keyed_random import stream_key, uniforms
@@ -41,6 +43,7 @@ from stdist.methods.siid.fit import (
 from stdist.methods.siid.held_out import PERMUTED, answered_genes, held_out_stages
 from stdist.methods.siid.laid_out import FLOAT, LaidOut
 from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.parts import advance_part, begin_part, first_parts
 from stdist.methods.siid.places import take_back
 from stdist.methods.siid.results import fit_results
 from stdist.methods.siid.sample import (
@@ -241,27 +244,52 @@ class Bound(LaidOut):
             finalize=partial(first_step, number=number, **common),
             **self._pass(f"{name}_rows"),
         )
+        n_parts = self.n_parts
+        if n_parts > 1:
+            bounds = [part_bounds((at, n_parts), self.places) for at in range(n_parts)]
+            begin = replace(
+                begin,
+                kernel=begin_part,
+                options={**begin.options, "ends": np.array([end for _, end in bounds])},
+                combine=add_by_group,
+                finalize=partial(first_parts, number=number, **common),
+                partial_bytes=n_parts * self.global_bytes,
+            )
         return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
 
+    @property
+    def n_parts(self) -> int:
+        """Parts of the tiles in a pass; no fewer than a tile each."""
+        return min(self.spec.updates_per_pass, max(1, -(-self.places // TILE_ROWS)))
+
     def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
-        spec, settings = self.spec, self._settings(name, entropy)
+        spec, settings, n_parts = self.spec, self._settings(name, entropy), self.n_parts
         state = f"{name.removesuffix('_hard')}_rows"
-        improve = Reduce(
-            f"{name}_pass",
-            improve_tile,
-            uses=(name,),
-            options={"settings": settings, "name": name, "state": state},
-            finalize=partial(
-                advance,
-                n_panel=self.pair.n_panel,
-                settings=settings,
-                platform_scaling=spec.platform_scaling,
-            ),
-            on_device=spec.spots_model == "poisson" and spec.spot_scale == "free",
-            keep_csr=True,
-            **self._pass(state, recalled=True),
-        )
-        return Loop(name, (improve,), initial, converged, passes)
+        common = {
+            "n_panel": self.pair.n_panel,
+            "settings": settings,
+            "platform_scaling": spec.platform_scaling,
+        }
+        body: list[Reduce] = []
+        for number in range(n_parts):
+            now = body[-1].name if body else name
+            part = number, n_parts
+            body.append(
+                Reduce(
+                    f"{name}_pass{number if n_parts > 1 else ''}",
+                    improve_tile,
+                    uses=(now,),
+                    options={"settings": settings, "name": now, "state": state},
+                    finalize=partial(advance_part, part=part, **common)
+                    if n_parts > 1
+                    else partial(advance, **common),
+                    on_device=spec.spots_model == "poisson" and spec.spot_scale == "free",
+                    keep_csr=True,
+                    part=part,
+                    **self._pass(state, recalled=True),
+                )
+            )
+        return Loop(name, tuple(body), initial, converged, passes)
 
     def _settings(self, name: str, entropy: float) -> Settings:
         """Profiles are drawn together where genes are imputed, not where types are told apart."""

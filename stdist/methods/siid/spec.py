@@ -17,11 +17,13 @@ EXPONENT = 1.8
 MOST_SPOTS = 4
 """Spots that a cell may belong to."""
 
+MOST_UPDATES = 64
+"""Of the factors in a pass: the statistics of as many parts are kept."""
 LARGEST_LOG_WEIGHT = 700
 """Beyond it the weight of entropy is too large for a number."""
 EM_ONLY = (
     *("passes", "convergence_passes", "entropy", "entropy_passes"),
-    *("spots_model", "spot_scale", "shrink"),
+    *("updates_per_pass", "spots_model", "spot_scale", "shrink"),
 )
 ADAM_ONLY = ("learning_rate", "epochs", "entropy_schedule")
 """Parameters that only one of the solvers has."""
@@ -45,6 +47,7 @@ class SiidSpec(PairSpec):
     n_restarts: int = 8
     sample_cells: int = 10_000
     passes: int = 20
+    updates_per_pass: int = 1
     convergence_passes: int = 500
     entropy: float = 20.0
     entropy_passes: int = 100
@@ -68,6 +71,7 @@ class SiidSpec(PairSpec):
             ("n_restarts", 1, MOST_STARTS),
             ("sample_cells", 1024, 10**7),
             ("passes", 1, 10**5),
+            ("updates_per_pass", 1, MOST_UPDATES),
             ("convergence_passes", 1, 10**6),
             ("entropy_passes", 1, 10**5),
             ("epochs", 2, 10**6),
