@@ -1,10 +1,11 @@
 """Passes and CPU seconds of SIID to the final loss of its reference, on recorded folds.
 
-Run ``python -m tests.benchmarks.siid_cost [--folds 0 1 2 3] [--seeds 5]`` in the root of the
-repository; OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 make CPU seconds comparable. A fold is
-fitted by `stdist.tl.siid` with one solution, for several `rng`. Passes are those over all cells
+Run ``python -m tests.benchmarks.siid_cost [--folds 0 1 2 3] [--seeds 5] [--updates 1]`` in the root
+of the repository; OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 make CPU seconds comparable. A fold
+is fitted by `stdist.tl.siid` with one solution, for several `rng`. Passes are those over all cells
 until the loss of cells and spots is not above that of the reference after 5001 steps. CPU seconds
-are of a whole second call that makes so many passes: layout, all restarts and results included.
+are of a whole second call that makes so many passes: layout, all restarts and results included,
+controls left out, of which the reference has none.
 Profiles are not shrunk, so that both programs minimise the same loss.
 """
 
@@ -38,7 +39,7 @@ def fit(pair: Any, passes: int, **options: Any) -> tuple[np.ndarray, float]:
     began = time.process_time()
     stdist.tl.siid(
         cells, spots=spots, passes=passes, n_solutions=1, deconvolve=False, shrink=False,
-        progress=False, **options,
+        controls=False, progress=False, **options,
     )  # fmt: skip
     seconds = time.process_time() - began
     return cells.uns["siid"]["factors"]["loss"].values[0].sum(axis=1), seconds
@@ -64,16 +65,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=1)
     arguments = parser.parse_args()
+    same = {"updates_per_pass": arguments.updates}
     warnings.simplefilter("ignore", StdistWarning)
     print("| fold | passes, each rng | loss over the target after 60 | largest CPU s | of it |")
     print("|---|---|---|---|---|")
     cells, spots, folds, _ = simulation()
-    fit((cells, spots), 1, n_factors=8)  # compiles
+    fit((cells, spots), 1, n_factors=8, **same)  # compiles
     recorded = json.loads((FIXTURES / "holdout_sim_h8_and_osm.json").read_text())["sim_ref"]
     ends = {run["fold"]: sum(run["loss"][-1][2:4]) for run in recorded}
     for fold in arguments.folds:
-        options = {"n_factors": 8, "held_out": [g for g, n in folds.items() if n == fold]}
+        options = {"n_factors": 8, "held_out": [g for g, n in folds.items() if n == fold], **same}
         row = ((cells, spots), ends[fold], SIM_CPU, arguments.seeds)
         print(measure(f"sim_h8 {fold}", *row, **options), flush=True)
     facts = json.loads((FIXTURES / "breast_pair_open.json").read_text())
@@ -83,7 +86,7 @@ def main() -> None:
         for slide in ("xenium", "visium")
     ]
     for fold in arguments.folds:
-        options = {"n_factors": 15, "held_out": [g for g, n in folds.items() if n == fold]}
+        options = {"n_factors": 15, "held_out": [g for g, n in folds.items() if n == fold], **same}
         found = facts["per_fold"][str(fold)]["reference"]
         end = sum(found["curve_epoch_total_X_V_r2_cpu"][-1][2:4])
         row = (pair, end, found["cpu"], arguments.seeds)

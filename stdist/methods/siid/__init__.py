@@ -112,9 +112,8 @@ def siid(
     passes
         Passes over all cells in a fit for imputation.
     updates_per_pass
-        Updates of the factors in a pass, each after one of as many parts of the cells (ranges of
-        tiles, no fewer than one for each): incremental EM, by which fewer passes reach the same
-        loss. With more than 1 the losses are those of the parts as each was visited.
+        Updates of the factors in a pass, each after another part of the cells: incremental EM
+        (see Notes), by which fewer passes reach the same loss. A part has a tile or more.
     convergence_passes
         Largest number of passes before hardening.
     entropy
@@ -189,6 +188,12 @@ def siid(
     The model is that of SIID (Genome Research 2025, doi 10.1101/gr.280555.125); by default it is
     fitted by exact EM steps on tiles of spots with all their cells. Losses of Adam contain, as
     published, 18.4 for every count of a spot without cells.
+
+    With several updates in a pass, statistics of every part of the cells are kept as of its last
+    visit, and the factors follow from their sum (Neal and Hinton 1998). A visit reads the blocks
+    with tiles of its part only. The statistics of a part are over-relaxed, by 1.5 at most in
+    logarithms, until the loss of a part rises. The loss of a pass is that of the parts as each was
+    visited.
 
     A gene that only the spots count has few counts for each factor, and its profile is noisy. With
     `shrink`, profiles have a gamma prior in the fits that impute: D counts of gene g that factor k

@@ -88,7 +88,8 @@ class Bound(LaidOut):
         row = int(self.cell_entries * 12 + 6 * width * FLOAT)
         self.overdispersed = self.spec.spots_model == "negative_binomial"
         tables = 8 if self.overdispersed else 6
-        self.tile = TileWorkspace(row, tables * FLOAT * self.n_genes * width)
+        kept = self.n_parts * self.global_bytes if self.n_parts > 1 else 0
+        self.tile = TileWorkspace(row, tables * FLOAT * self.n_genes * width + kept)
 
     def states(self) -> dict[str, State]:
         """Rows that stay with the blocks, and those that go back to the cells."""
@@ -259,7 +260,7 @@ class Bound(LaidOut):
 
     @property
     def n_parts(self) -> int:
-        """Parts of the tiles in a pass; no fewer than a tile each."""
+        """Parts of the tiles in a pass, of at least one each."""
         return min(self.spec.updates_per_pass, max(1, -(-self.places // TILE_ROWS)))
 
     def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
