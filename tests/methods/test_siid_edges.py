@@ -91,7 +91,7 @@ def test_a_store_gives_the_same_for_any_blocks(slides, tmp_path, client):
     stdist.io.write(above, paths[1])
     quietly(paths[0], spots=paths[1], progress=False, client=client, block_length=1024, **options)
     stored, factors = anndata.read_zarr(paths[0]), expected.uns["siid"]["factors"]
-    assert len(expected.obsm) == 6
+    assert len(expected.obsm) == 8
     for key in set(expected.obsm) - {"spatial"}:
         np.testing.assert_array_equal(stored.obsm[key], expected.obsm[key])
     again = Store(paths[0]).uns("siid")["factors"]
@@ -113,6 +113,7 @@ def test_sizes_of_cells_in_their_spots_are_those_of_the_fit(slides):
     np.testing.assert_array_equal(spot[:, 0], fitted.obs["siid_spot"])
     assert (lengths == 3).any()
     assert (lengths < 3).any()
+    np.testing.assert_allclose(fitted.obsm["siid_spot_size"].mean(1), size.sum(1), rtol=1e-5)
     for sizes in (size, types):
         assert (sizes[spot < 0] == 0).all()
         assert (sizes[spot >= 0] > 0).mean() > 0.9

@@ -148,7 +148,10 @@ def siid(
     key_added
         ``obsm[key_added]``: loadings ``(n_cells, n_solutions * n_factors)`` float32, whose product
         with the profiles of all solutions is the imputation; ``obsm[key_added + "_types"]``:
-        probabilities of types; ``obs[key_added + "_spot"]``: number of the spot, -1 without;
+        probabilities of types; ``obsm[key_added + "_spot_size"]`` ``(n_cells, n_solutions)`` and
+        ``obsm[key_added + "_types_size"]`` ``(n_cells, 2)``: sizes m, and n and m in the fit of
+        the types (`stdist.tl.siid_factors` gives all of it with named dimensions);
+        ``obs[key_added + "_spot"]``: number of the spot, -1 without;
         with several spots per cell ``obsm[key_added + "_edge_spot"]``: their numbers, nearest
         first, -1 for none, and ``"_edge_size"``: the cell's size m in each, float32 of the same
         shape ``(n_cells, n_spots_per_cell)``, in the mean of the solutions;

@@ -297,23 +297,25 @@ def write_edges(
     rows: tuple[int, int], *, solutions: tuple[str, ...], types: str | None,
     edges_back: np.ndarray, **arguments: Any,
 ) -> Arrays:  # fmt: skip
-    """What `write_rows` writes, the spots of each cell, and its size in each."""
+    """What `write_rows` writes, the spots of each cell, and its size in each and in all."""
     found = write_rows(rows, solutions=solutions, types=types, **arguments)
+    arguments["edges_back"] = edges_back
     sizes = [_sizes(name, arguments[name], arguments) for name in solutions]
-    found |= {"edge_spot": edges_back - 1, "edge_size": np.mean(sizes, axis=0)}
+    mean = np.mean(sizes, axis=0).astype(np.float32)
+    found |= {"edge_spot": edges_back - 1, "edge_size": mean}
+    found["spot_sizes"] = np.sum(sizes, axis=2, dtype=np.float32).T
     if types is not None:
         found["types_edge_size"] = _sizes(types, arguments[f"{types}_hard"], arguments)
-    for name in found.keys() & {"edge_size", "types_edge_size"}:
-        found[name] = np.where(edges_back > 0, found[name], 0.0).astype(np.float32)
+        found["types_sizes"][:, 1] = found["types_edge_size"].sum(axis=1)
     return found
 
 
 def _sizes(name: str, now: Any, arguments: Arrays) -> np.ndarray:
-    """Sizes of cells in their spots for the factors of the last step."""
+    """Sizes of cells in their spots for the factors of the last step, float32."""
     table = arguments[f"{name}_rows_back"][:, :-2].astype(np.float64)
     scale = (table * np.asarray(now["gauge"])).sum(axis=1)
-    sizes: np.ndarray = arguments[f"{name}_sizes_back"] * scale[:, None]
-    return sizes
+    sizes = arguments[f"{name}_sizes_back"] * scale[:, None]
+    return np.where(arguments["edges_back"] > 0, sizes, 0.0).astype(np.float32)
 
 
 def _current(

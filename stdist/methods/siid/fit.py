@@ -166,19 +166,24 @@ def write_rows(
     types: str | None,
     **arguments: Any,
 ) -> Arrays:
-    """Loadings of the mean of the solutions, proportions, and the spot, of each cell."""
+    """Loadings of the mean of the solutions, proportions, sizes, and the spot, of each cell."""
     found: Arrays = {"spot": spot_back}
-    loadings = [current_rows(arguments[f"{name}_rows_back"], arguments[name]) for name in solutions]
-    scaled = [n[:, None] * p / len(loadings) for p, n in loadings]
-    found["loadings"] = np.concatenate(scaled, axis=1).astype(np.float32)
+    fits = [current_rows(arguments[f"{name}_rows_back"], arguments[name]) for name in solutions]
+    loadings = [row.n[:, None] * row.p / len(fits) for row in fits]
+    found["loadings"] = np.concatenate(loadings, axis=1)
+    mapped = spot_back >= 0
+    found["spot_sizes"] = np.stack([np.where(mapped, row.m, 0.0) for row in fits], axis=1)
     if types is not None:
-        p, _ = current_rows(arguments[f"{types}_rows_back"], arguments[f"{types}_hard"])
-        found["proportions"] = p.astype(np.float32)
-    return found
+        row = current_rows(arguments[f"{types}_rows_back"], arguments[f"{types}_hard"])
+        found["proportions"] = row.p
+        found["types_sizes"] = np.stack([row.n, np.where(mapped, row.m, 0.0)], axis=1)
+    single = {name: found[name].astype(np.float32) for name in found.keys() - {"spot"}}
+    return found | single
 
 
-def current_rows(table: np.ndarray, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def current_rows(table: np.ndarray, state: Mapping[str, Any]) -> Rows:
     """Probabilities and sizes of cells for the factors of the last step."""
     scaled = table[:, :-2].astype(np.float64) * np.asarray(state["gauge"])
     size = scaled.sum(axis=1)
-    return scaled / np.maximum(size, np.finfo(float).tiny)[:, None], table[:, -2] * size
+    p = scaled / np.maximum(size, np.finfo(float).tiny)[:, None]
+    return Rows(p, table[:, -2] * size, table[:, -1] * size)

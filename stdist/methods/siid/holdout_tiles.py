@@ -71,7 +71,7 @@ def imputed_means(
     table: np.ndarray, fit: Mapping[str, Any], genes: slice | np.ndarray
 ) -> np.ndarray:
     """Means of some genes of the model in the cells of one solution."""
-    p, n = current_rows(table, fit)
+    p, n, _ = current_rows(table, fit)
     means: np.ndarray = (n[:, None] * p) @ np.asarray(fit["Q"])[:, genes]
     return means
 

@@ -357,9 +357,11 @@ class Bound(LaidOut):
         writes = {
             "spot": Output(f"obs/{key}_spot", (), "int32"),
             "loadings": Output(f"obsm/{key}", (len(self.solutions) * self.n_factors,), "float32"),
+            "spot_sizes": Output(f"obsm/{key}_spot_size", (len(self.solutions),), "float32"),
         }
         if spec.deconvolve:
             writes["proportions"] = Output(f"obsm/{key}_types", (self.n_factors,), "float32")
+            writes["types_sizes"] = Output(f"obsm/{key}_types_size", (2,), "float32")
         return [
             Rearrange(
                 "take_back",
