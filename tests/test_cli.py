@@ -182,6 +182,11 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
                      "--types", 3, "--workers", 1, capsys=capsys)  # fmt: skip
     assert code == 0
     assert text.out.split() == [str(cells), str(spots)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", StdistWarning)
+        code, text = run("plan", "siid", "--cells", cells, "--spots", spots, capsys=capsys)
+    assert code == 0, text.err
+    assert "n_factors is not given and 20" in text.err
     what = ["siid", "--cells", cells, "--spots", spots, "--n-factors", 3]
     few = ["--n-solutions", 2, "--n-restarts", 2, "--passes", 3, "--convergence-passes", 3,
            "--entropy-passes", 2, "--sample-cells", 1024, "--workers", 1]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 import stdist
-from stdist.graph import InProcess, resume, start, unfinished
+from stdist.graph import InProcess, RunRecord, resume, start, unfinished
 from stdist.kernels.imputation_scores import gene_scores, matched_js, score_sums
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
@@ -122,6 +122,21 @@ def test_a_run_stopped_in_its_passes_is_resumed(stores, tmp_path, monkeypatch):
     resume(cells, build, InProcess())
     for name, values in elements(other).items():
         np.testing.assert_array_equal(elements(cells)[name], values)
+
+
+def test_without_a_number_of_factors_the_default_is_taken_and_said(stores):
+    cells, spots = map(str, stores)
+    fast = {name: value for name, value in FAST.items() if name != "n_factors"}
+    with pytest.warns(StdistWarning, match="factors-default.* 20"):
+        found = stdist.plan("siid", cells, spots=spots, **fast)
+    assert found.program == "siid"
+    with pytest.warns(StdistWarning, match="factors-default"):
+        folder = stdist.tl.siid(cells, spots=spots, progress=False, **fast)
+    assert stdist.tl.siid_factors(cells).sizes["factor"] == 20
+    assert Store(cells).uns("siid")["params"]["n_factors"] == 20
+    assert RunRecord(folder).read_json("run.json")["parameters"]["n_factors"] == 20
+    with pytest.warns(StdistWarning, match="factors-default"):
+        stdist.plan("siid_holdout", cells, spots=spots, **fast)
 
 
 def test_genes_outside_the_panel_are_imputed(simulated):

@@ -15,15 +15,16 @@ from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.impute_model import fit_entry
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound, siid_program
-from stdist.methods.siid.spec import SiidSpec
+from stdist.methods.siid.spec import SiidSpec, number_of_factors
 from stdist.store import StdistWarning
 
 __all__ = ["SiidSpec", "build_siid", "siid"]
 
 
-def build_siid(data: str, spots: str, **parameters: Any) -> Program:
+def build_siid(data: str, spots: str, n_factors: int | None = None, **parameters: Any) -> Program:
     """Build the program of a recorded run."""
-    return _program(Pair(StoreData(data), StoreData(spots), SiidSpec(**parameters)))
+    spec = SiidSpec(n_factors=number_of_factors(n_factors), **parameters)
+    return _program(Pair(StoreData(data), StoreData(spots), spec))
 
 
 def _program(pair: Pair) -> Program:
@@ -34,7 +35,7 @@ def siid(
     data: Any,
     *,
     spots: Any,
-    n_factors: int,
+    n_factors: int | None = None,
     layer: str | None = None,
     spots_layer: str | None = None,
     spatial_key: str = "spatial",
@@ -82,7 +83,7 @@ def siid(
     spots
         Spots: the same.
     n_factors
-        Number of factors (cell types or programs).
+        Number of factors (cell types or programs); default: 20.
     layer, spots_layer
         Layers with raw counts; default ``X``.
     spatial_key, spots_spatial_key
@@ -184,7 +185,8 @@ def siid(
     Warns
     -----
     StdistWarning
-        If cells are without a spot, or a control is as good as the imputation of `held_out`.
+        If `n_factors` is not given, cells are without a spot, or a control is as good as the
+        imputation of `held_out`.
 
     Notes
     -----
@@ -212,7 +214,7 @@ def siid(
     >>> siid("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
     """
     spec = SiidSpec(
-        n_factors=n_factors,
+        n_factors=number_of_factors(n_factors),
         layer=layer,
         spots_layer=spots_layer,
         spatial_key=spatial_key,

@@ -27,6 +27,7 @@ from stdist.methods.data import AnnDataData, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.methods.siid.holdout_program import holdout_program
 from stdist.methods.siid.holdout_results import kept_tables
+from stdist.methods.siid.spec import number_of_factors
 from stdist.store import InputError, RunStopped, StdistWarning, Store
 
 NOWHERE = "holdout"
@@ -49,7 +50,7 @@ def siid_holdout(
     data: Any,
     *,
     spots: Any,
-    n_factors: int,
+    n_factors: int | None = None,
     n_folds: int = 10,
     folds: Sequence[int] | None = None,
     fold_of_gene: Mapping[str, int] | None = None,
@@ -75,7 +76,7 @@ def siid_holdout(
     spots
         Spots: the same.
     n_factors
-        Number of factors of the fits.
+        Number of factors of the fits; default: 20.
     n_folds
         Number of folds, as equal in size as possible.
     folds
@@ -129,7 +130,7 @@ def siid_holdout(
     Warns
     -----
     StdistWarning
-        If a control is not beaten.
+        If `n_factors` is not given, or a control is not beaten.
 
     Notes
     -----
@@ -151,7 +152,7 @@ def siid_holdout(
     >>> found = siid_holdout("xenium.zarr", spots="visium.zarr", n_factors=15)  # doctest: +SKIP
     >>> found.summary[["r2", "beaten"]]  # doctest: +SKIP
     """
-    chosen = {"n_factors": n_factors, "n_folds": n_folds, "folds": folds}
+    chosen = {"n_factors": number_of_factors(n_factors), "n_folds": n_folds, "folds": folds}
     chosen |= {"fold_of_gene": fold_of_gene, "controls": controls, "n_neighbors": n_neighbors}
     chosen |= {"rng": rng, **options}
     cells, above = open_data(data), open_data(spots)
@@ -186,10 +187,15 @@ def siid_holdout(
 
 
 def build_siid_holdout(
-    data: str, spots: str, key_added: str = "siid_holdout", **parameters: Any
+    data: str,
+    spots: str,
+    key_added: str = "siid_holdout",
+    n_factors: int | None = None,
+    **parameters: Any,
 ) -> Program:
     """Build the program of a recorded run."""
-    return holdout_program(StoreData(data), StoreData(spots), key_added, **parameters)
+    chosen = {"n_factors": number_of_factors(n_factors), **parameters}
+    return holdout_program(StoreData(data), StoreData(spots), key_added, **chosen)
 
 
 def _waits(program: Program) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -9,11 +10,14 @@ from typing import Any
 
 from stdist.kernels.poisson_factors import Settings
 from stdist.methods.siid.pair_spec import MOST_STARTS, PairSpec
+from stdist.store import StdistWarning
 
 ROUNDS = 3
 """E-steps while a tile is in memory: measured, a third of the passes for the same loss."""
 EXPONENT = 1.8
 """Largest over-relaxation of the factors."""
+N_FACTORS = 20
+"""Factors where no number is given: those of the breast pair in the paper."""
 MOST_SPOTS = 4
 """Spots that a cell may belong to."""
 
@@ -118,3 +122,16 @@ class SiidSpec(PairSpec):
     def to_parameters(self) -> dict[str, Any]:
         """Return JSON-able keyword arguments that make this spec again."""
         return super().to_parameters() | {"held_out": self.held or None}
+
+
+def number_of_factors(given: int | None) -> int:
+    """Return the number that is given, or the default, and warn that it is one."""
+    if given is not None:
+        return given
+    warnings.warn(
+        f"[factors-default] n_factors is not given and {N_FACTORS}: more impute a little better, "
+        "types in the spots want as many as there are (see siid_choose_factors)",
+        StdistWarning,
+        stacklevel=3,
+    )
+    return N_FACTORS
