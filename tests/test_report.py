@@ -280,7 +280,7 @@ def test_a_pair_of_slides_has_genes_spots_and_losses(pair, tmp_path, monkeypatch
 
 def test_a_fit_without_types_or_held_out_genes_says_what_its_scores_mean(pair, tmp_path):
     cells = shutil.copytree(pair[0], tmp_path / "cells.zarr")
-    fit = FIT | {"deconvolve": False}
+    fit = FIT | {"deconvolve": False, "controls": False}
     run = quietly(stdist.tl.siid, cells, spots=pair[1], progress=False, **fit)
     page = Page(write_report(run))
     assert "Types in the spots" not in page.headings

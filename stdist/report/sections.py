@@ -19,7 +19,7 @@ from stdist.report.run import RunFacts
 
 ROWS = 20
 LONG = 160
-TOLD_BELOW = ("[held-out]", "[imputation-unscored]")
+TOLD_BELOW = ("[held-out]", "[checked]", "[imputation-unscored]")
 """Notes that a section of their own says in more detail."""
 
 

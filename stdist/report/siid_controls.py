@@ -56,13 +56,15 @@ def controls(facts: RunFacts, pictures: bool) -> str:
 
 
 def _of_the_fit(facts: RunFacts) -> str:
-    """Genes that the fit itself held out, and the command that scores all of them."""
+    """Genes held out of the fit or of one beside it, and the command that scores all of them."""
     parts = []
-    table = facts.written.get("held_out")
+    table, of = facts.written.get("held_out"), "this fit"
+    if table is None:
+        table, of = facts.written.get("check"), "a smaller fit beside this one"
     if table is not None:
         shown = [name for name in ("siid", "B", "total", *ALONE) if name in table]
         cards = [(LABELS[name], html.number(table[name].mean())) for name in shown]
-        parts.append(html.paragraph(f"Mean R² over the {len(table)} genes held out of this fit."))
+        parts.append(html.paragraph(f"Mean R² over the {len(table)} genes held out of {of}."))
         parts.append(html.cards(cards))
         parts += _warnings(facts.notes)
         if "permuted" in table:
@@ -71,7 +73,7 @@ def _of_the_fit(facts: RunFacts) -> str:
             parts.append(
                 html.paragraph(
                     "With the counts of each spot at the place of another one solution is fitted, "
-                    "to be compared with that of the best restart. The solutions of this fit "
+                    "to be compared with that of the best restart. The solutions of the fit "
                     f"differ by {spread} in their mean R²."
                 )
             )

@@ -20,6 +20,7 @@ from stdist.methods.siid.program import Bound
 from stdist.store import InputError, StdistWarning, Store
 
 FAST = {"n_factors": 4, "n_solutions": 1, "n_restarts": 2, "passes": 6, "sample_cells": 1024}
+FAST["controls"] = False
 
 
 def slide(counts, places):

@@ -14,7 +14,7 @@ from stdist.kernels.pair_simulation import pair_model
 from stdist.store import InputError, StdistWarning, Store
 
 FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "passes": 4, "sample_cells": 1024}
-FAST |= {"convergence_passes": 5, "entropy_passes": 3}
+FAST |= {"convergence_passes": 5, "entropy_passes": 3, "controls": False}
 
 
 @pytest.fixture(scope="module")

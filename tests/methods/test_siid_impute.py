@@ -27,6 +27,7 @@ FIT = {
     "passes": 15,
     "sample_cells": 2048,
     "deconvolve": False,
+    "controls": False,
 }
 GENES = np.array([f"g{i:02d}" for i in range(60)])
 PANEL, HELD, OUTSIDE = GENES[:36], GENES[36:40], GENES[40:]

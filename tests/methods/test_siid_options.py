@@ -14,6 +14,7 @@ from stdist.methods.siid import fit as fitting
 from stdist.store import InputError, StdistWarning
 
 FAST = {"n_factors": 3, "n_restarts": 2, "n_solutions": 2, "passes": 30, "sample_cells": 1024}
+FAST["controls"] = False
 FAST |= {"shrink": False}  # with them another loss falls
 
 

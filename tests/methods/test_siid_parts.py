@@ -27,6 +27,7 @@ FAST = {
     "convergence_passes": 5,
     "entropy_passes": 3,
     "sample_cells": 1024,
+    "controls": False,
 }
 PARTS = FAST | {"updates_per_pass": 3}
 

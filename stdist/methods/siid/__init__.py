@@ -11,6 +11,7 @@ import numpy as np
 from stdist.graph import Program
 from stdist.methods.data import StoreData, open_data
 from stdist.methods.run import run_program
+from stdist.methods.siid.check import checked
 from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.impute_model import fit_entry
 from stdist.methods.siid.pair import Pair
@@ -28,7 +29,8 @@ def build_siid(data: str, spots: str, n_factors: int | None = None, **parameters
 
 
 def _program(pair: Pair) -> Program:
-    return siid_program(pair, EdgeBound if pair.spec.n_spots_per_cell > 1 else Bound)
+    bound = EdgeBound if pair.spec.n_spots_per_cell > 1 else Bound
+    return checked(siid_program(pair, bound), pair, bound)
 
 
 def siid(
@@ -101,7 +103,10 @@ def siid(
         ``uns[key_added]["held_out"]`` has the R2 of each, of single solutions and of controls.
     controls
         Whether the best of as many restarts with the spots permuted over their places is among
-        these controls, fitted with the same settings: to be compared with ``solution 0``.
+        these controls, fitted with the same settings: to be compared with ``solution 0``. Without
+        `held_out`, whether a tenth of the genes of the panel, drawn by `rng`, is held out of a
+        smaller fit beside this one and scored in the same way, in ``uns[key_added]["check"]``: not
+        with Adam, fewer than 20 genes, or too few that are left.
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions
@@ -186,7 +191,7 @@ def siid(
     -----
     StdistWarning
         If `n_factors` is not given, cells are without a spot, or a control is as good as the
-        imputation of `held_out`.
+        imputation of genes held out.
 
     Notes
     -----

@@ -167,9 +167,20 @@ def unscored_note(n_factors: int) -> str:
     """Say which command tells how well genes are imputed."""
     return (
         "[imputation-unscored] no gene was held out, so this fit does not tell how well genes are "
-        "imputed: `stdist measure siid-holdout --cells CELLS --spots SPOTS --n-factors "
-        f"{n_factors}` does, beside simple controls"
+        f"imputed: {_command(n_factors)} does, beside simple controls"
     )
+
+
+def check_note(n_factors: int) -> str:
+    """Say which fit the scores are of."""
+    return (
+        "[checked] the genes that are scored were held out of another fit, of fewer solutions; "
+        f"{_command(n_factors)} scores all genes of the panel in folds"
+    )
+
+
+def _command(n_factors: int) -> str:
+    return f"`stdist measure siid-holdout --cells CELLS --spots SPOTS --n-factors {n_factors}`"
 
 
 def verdicts(summary: pd.DataFrame) -> list[str]:

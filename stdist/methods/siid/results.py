@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from stdist.methods.siid.held_out import held_out_notes, held_out_table, unscored_note
+from stdist.methods.siid.held_out import (
+    check_note,
+    held_out_notes,
+    held_out_table,
+    unscored_note,
+)
 from stdist.methods.siid.spec import SiidSpec
+
+CHECK, CHECK_SOLUTIONS = "check", 2
+"""Scope, and solutions, of a fit whose held-out genes tell how well another imputes."""
 
 
 def fit_results(
@@ -18,6 +27,7 @@ def fit_results(
     n_panel: int,
     solutions: tuple[str, ...],
     answered: list[str],
+    checked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Parameters, factors (xarray, because dimensions have names), scores and notes."""
     import xarray as xr
@@ -37,6 +47,10 @@ def fit_results(
     if answered:
         found["held_out"] = held_out_table(values["held_out"], answered, len(solutions))
         notes = [*notes, *held_out_notes(found["held_out"])]
+    elif checked:
+        n_single = min(CHECK_SOLUTIONS, spec.n_restarts)
+        found["check"] = held_out_table(values[f"{CHECK}.held_out"], checked, n_single)
+        notes = [*notes, *held_out_notes(found["check"]), check_note(spec.n_factors)]
     else:
         notes = [*notes, unscored_note(spec.n_factors)]
     found["notes"] = notes

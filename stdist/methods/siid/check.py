@@ -1,0 +1,42 @@
+"""What a fit of all genes imputes, told by a smaller one that some genes are held out of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from stdist.graph import Program, scoped
+from stdist.methods.siid.holdout_folds import chosen_folds
+from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.program import Bound
+from stdist.methods.siid.results import CHECK, CHECK_SOLUTIONS
+
+SHARE = 10
+"""One gene of so many is held out: those of fold 0 of `siid_holdout`."""
+
+
+def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
+    """Add the fit without some genes, its controls and its scores, where they say something.
+
+    Genes that the user holds out are scored already, few genes tell nothing, and a run of Adam
+    costs as much as all else.
+    """
+    spec = pair.spec
+    n_left = pair.n_panel - pair.n_panel // SHARE
+    if not spec.controls or spec.held or spec.solver == "adam":
+        return program
+    if pair.n_panel < 2 * SHARE or n_left < spec.n_factors:
+        return program
+    (genes,) = chosen_folds(pair, SHARE, [0], None, spec.rng).values()
+    changes = {"n_solutions": min(CHECK_SOLUTIONS, spec.n_restarts), "deconvolve": False}
+    other = bound(pair.like(held_out=genes, **changes)).program()
+    _, *stages, _ = other.stages  # places are the same, and rows of cells are not written
+    own, states = scoped(CHECK, stages, other.state)
+    *before, write = program.stages
+    assert isinstance(program.results, partial)
+    return replace(
+        program,
+        stages=(*before, *own, write),
+        results=partial(program.results, checked=genes),
+        state={**program.state, **states},
+    )

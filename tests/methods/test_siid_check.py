@@ -1,0 +1,99 @@
+"""The smaller fit beside a fit of all genes, which tells how well it imputes."""
+
+from __future__ import annotations
+
+import html
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import stdist
+from stdist.kernels.pair_simulation import pair_model
+from stdist.report import write_report
+from stdist.store import StdistWarning, Store
+
+FAST = {"n_factors": 4, "n_restarts": 3, "n_solutions": 3, "passes": 8, "sample_cells": 1024}
+FAST |= {"convergence_passes": 4, "entropy_passes": 2, "progress": False, "rng": 5}
+
+
+@pytest.fixture(scope="module")
+def slides():
+    model = pair_model(n_cells=2400, n_genes=30, n_types=4, seed=1)
+    found = []
+    for slide in (model.cells(0, model.n_cells), model.spots(0, model.n_spots)):
+        adata = anndata.AnnData(slide.counts)
+        adata.var_names = [f"g{number:02d}" for number in range(adata.n_vars)]
+        adata.obsm["spatial"] = np.asarray(slide.spatial, np.float64)
+        found.append(adata)
+    return found
+
+
+def fit(mine, above, **options):
+    """The entry that a fit leaves in memory, what it warned of, and its loadings."""
+    mine = mine.copy()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StdistWarning)
+        stdist.tl.siid(mine, spots=above, **{**FAST, **options})
+    texts = [str(one.message) for one in caught if one.category is StdistWarning]
+    return mine.uns["siid"], texts, mine.obsm
+
+
+@pytest.mark.parametrize("options", [{}, {"n_spots_per_cell": 2, "deconvolve": False}])
+def test_its_scores_are_those_of_a_fit_without_these_genes(slides, options):
+    entry, told, rows = fit(*slides, **options)
+    assert len(entry["check"]) == 3
+    held = {"held_out": list(entry["check"].index), "n_solutions": 2, "deconvolve": False}
+    alone, warned, _ = fit(*slides, **{**options, **held})
+    pd.testing.assert_frame_equal(entry["check"], alone["held_out"], check_exact=True)
+    assert "permuted" in entry["check"]
+    assert told == warned
+    assert [note for note in entry["notes"] if note.startswith("[control-")] == told
+    without, told, same = fit(*slides, controls=False, **options)
+    assert "check" not in without
+    assert not told
+    for name in rows:
+        np.testing.assert_array_equal(rows[name], same[name])
+    assert entry["factors"].identical(without["factors"])
+
+
+def test_a_control_that_is_as_good_is_told_in_the_result_and_in_the_report(slides, tmp_path):
+    """One factor imputes the total of the cell, wherever the spots are."""
+    paths = [str(tmp_path / name) for name in ("cells.zarr", "spots.zarr")]
+    for adata, path in zip(slides, paths, strict=True):
+        stdist.io.write(adata, path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StdistWarning)
+        run = stdist.tl.siid(paths[0], spots=paths[1], **{**FAST, "n_factors": 1})
+    told = [str(one.message) for one in caught if one.category is StdistWarning]
+    assert [text.partition("]")[0] for text in told] == ["[control-wins", "[control-permuted"]
+    assert set(told) <= set(Store(paths[0]).uns("siid")["notes"])
+    page = html.unescape(write_report(run).read_text())
+    assert "held out of a smaller fit beside this one" in page
+    assert all(text in page for text in told)
+    names = [
+        stage.name for stage in stdist.plan("siid", paths[0], spots=paths[1], n_factors=4).stages
+    ]
+    assert "check.held_out" in names
+    assert names[-1] == "write"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"genes": 19},
+        {"n_factors": 28},
+        {"solver": "adam", "epochs": 3, "n_restarts": 3},
+    ],
+)
+def test_where_it_would_tell_nothing_there_is_none(slides, change):
+    mine, above = slides
+    options = {name: value for name, value in change.items() if name != "genes"}
+    if change.get("solver") == "adam":
+        options |= {"passes": 20, "convergence_passes": 500, "entropy_passes": 100}
+    entry, told, _ = fit(mine[:, : change.get("genes", 30)], above, **options)
+    assert "check" not in entry
+    assert not told
+    assert any("[imputation-unscored]" in note for note in entry["notes"])
