@@ -326,3 +326,16 @@ def test_scores_of_the_recorded_simulation(shared):
     for fold in range(4):
         mean = found.scores.query("fold == @fold and method == 'D_expression'")["r2"].mean()
         assert mean == pytest.approx(np.mean(recorded["sim_base"][fold]["D_ex"]), abs=2e-8)
+
+
+@pytest.mark.slow
+def test_scores_of_the_breast_pair(shared):
+    facts = json.loads((shared / "fixtures/siid/breast_pair_open.json").read_text())
+    mine, above = (
+        anndata.read_h5ad(shared / f"data/breast_pair_{slide}.h5ad")
+        for slide in ("xenium", "visium")
+    )
+    fold_of_gene = dict(zip(facts["genes"], facts["fold_of_gene"], strict=True))
+    options = {"fold_of_gene": fold_of_gene, "folds": range(4), "n_factors": 15, "controls": False}
+    found = quietly(mine, spots=above, **options)
+    assert found.summary.loc["siid", "r2"] >= 0.235  # the reference, one run each: 0.225
