@@ -84,6 +84,7 @@ def test_a_control_that_is_as_good_is_told_in_the_result_and_in_the_report(slide
     "change",
     [
         {"genes": 19},
+        {"genes": 21, "n_factors": 19},
         {"n_factors": 28},
         {"solver": "adam", "epochs": 3, "n_restarts": 3},
     ],

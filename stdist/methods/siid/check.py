@@ -22,12 +22,11 @@ def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
     costs as much as all else.
     """
     spec = pair.spec
-    n_left = pair.n_panel - pair.n_panel // SHARE
-    if not spec.controls or spec.held or spec.solver == "adam":
-        return program
-    if pair.n_panel < 2 * SHARE or n_left < spec.n_factors:
+    if not spec.controls or spec.held or spec.solver == "adam" or pair.n_panel < 2 * SHARE:
         return program
     (genes,) = chosen_folds(pair, SHARE, [0], None, spec.rng).values()
+    if pair.n_panel - len(genes) < spec.n_factors:
+        return program
     changes = {"n_solutions": min(CHECK_SOLUTIONS, spec.n_restarts), "deconvolve": False}
     other = bound(pair.like(held_out=genes, **changes)).program()
     _, *stages, _ = other.stages  # places are the same, and rows of cells are not written
