@@ -38,7 +38,8 @@ def measure(folder: Path, times: int) -> tuple[int, float]:
     for _ in range(REPEATS):
         run = stdist.tl.siid(
             folder / "cells.zarr", spots=folder / "spots.zarr", n_factors=FACTORS, n_solutions=1,
-            n_restarts=1, passes=PASSES, deconvolve=False, overwrite=True, progress=False,
+            n_restarts=1, passes=PASSES, deconvolve=False, controls=False,
+            overwrite=True, progress=False,
         )  # fmt: skip
         events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
         mine = [event["cpu_seconds"] for event in events if event["stage"] == "solution0_pass"]
