@@ -76,6 +76,16 @@ def test_blocks_and_workers_change_nothing(stores, client):
     assert (elements(cells)["siid"] != found[0]["siid"]).any()
 
 
+def test_the_plan_counts_the_statistics_that_are_kept(stores):
+    cells, spots = map(str, stores)
+    memory = []
+    for name, options in (("solution0_pass", FAST), ("solution0_pass2", PARTS)):
+        found = stdist.plan("siid", cells, spots=spots, **options)
+        memory.append({stage.name: stage.memory for stage in found.stages}[name])
+    factor_counts = 8 * FAST["n_factors"] * 40
+    assert memory[1] >= memory[0] + PARTS["updates_per_pass"] * factor_counts
+
+
 @pytest.mark.parametrize("calls", [7, 12])
 def test_a_run_killed_within_a_pass_is_resumed(stores, tmp_path, calls):
     cells, spots = stores
