@@ -142,18 +142,18 @@ def test_what_does_not_go_with_several_spots_is_refused(slides):
 def test_a_hold_out_scores_the_fit_with_several_spots(slides):
     """As the fit itself does; what the baselines know is the nearest spot."""
     mine, above, _ = slides
-    controlled = FAST | {"controls": True}
+    fast = FAST | {"controls": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StdistWarning)
         found = {
             n_spots: stdist.tl.siid_holdout(
-                mine.copy(), spots=above, n_spots_per_cell=n_spots, n_folds=8, folds=[2], **controlled
+                mine.copy(), spots=above, n_spots_per_cell=n_spots, n_folds=8, folds=[2], **fast
             ).scores.pivot(index="gene", columns="method", values="r2")
             for n_spots in (1, 3)
         }
     several, fitted = found[3], mine.copy()
     options = {"held_out": list(several.index), "deconvolve": False, "n_spots_per_cell": 3}
-    quietly(fitted, spots=above, **options, **controlled)
+    quietly(fitted, spots=above, **options, **fast)
     own = fitted.uns["siid"]["held_out"]
     for name in ("siid", "permuted", "B", "total"):
         np.testing.assert_allclose(several[name], own[name], rtol=1e-9, err_msg=name)
