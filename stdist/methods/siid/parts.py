@@ -63,7 +63,7 @@ def advance_part(
 
 
 def _loss(total: Mapping[str, Any], settings: Settings) -> float:
-    """Loss of a part, with its factors left out."""
+    """Loss of a part, without the penalties of the factors."""
     penalties = settings.entropy * total["entropy"] + settings.l2 * total["squares"]
     return float(total["loss_x"] + total["loss_v"] + penalties)
 
