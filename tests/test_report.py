@@ -315,7 +315,10 @@ def test_a_hold_out_is_set_beside_its_controls_in_the_report_of_the_fit(pair, tm
     longer = holdout_command(changed)
     assert longer.startswith(command.partition(" --key-added")[0])
     assert "--layer 'raw counts' --transform 1,0,5,0,1,0,0,0,1" in longer
-    changed.parameters |= {"spots_model": "negative_binomial", "shrink": False, "layer": None}
+    changed.parameters |= {"updates_per_pass": 4, "shrink": True, "layer": None}
+    assert "--updates-per-pass 4 --transform" in holdout_command(changed)
+    changed.parameters |= {"spots_model": "negative_binomial", "shrink": False}
+    changed.parameters |= {"updates_per_pass": 1}
     assert "--spots-model negative_binomial --no-shrink --transform" in holdout_command(changed)
 
 

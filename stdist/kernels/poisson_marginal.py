@@ -91,14 +91,19 @@ def log_factor_to_keep_totals(
         Logarithm of the factor; zero where the total is near, zero or not finite.
     """
     weights, batch, depth = np.asarray(weights), np.asarray(batch), np.asarray(depth)
+    start, slope = fit.source_intercept, fit.source_coefficients
     totals = np.zeros((2, len(intercept)))
     with np.errstate(over="ignore", invalid="ignore"):
         for b in np.unique(batch):
             own = batch == b
             rows, n = weights[own], depth[own]
-            source = fit.source_intercept[b] + rows @ fit.source_coefficients[b]
-            totals[0] += n @ np.exp(source)
-            totals[1] += n @ np.exp(intercept + rows @ coefficients)
+            for gene in range(
+                len(intercept)
+            ):  # apart: a product of several depends on their number
+                rates = start[b, gene] + rows @ np.ascontiguousarray(slope[b, :, gene])
+                totals[0, gene] += n @ np.exp(rates)
+                rates = intercept[gene] + rows @ np.ascontiguousarray(coefficients[:, gene])
+                totals[1, gene] += n @ np.exp(rates)
         ratio = totals[1] / np.where(totals[0] > 0, totals[0], np.nan)
     ratio = np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0)
     return np.log(np.clip(ratio, least, 1 / least) / ratio)

@@ -22,7 +22,7 @@ PLACED = ("layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_dista
 FITTED = (
     *("n_solutions", "n_restarts", "sample_cells", "passes", "solver", "learning_rate", "epochs"),
     *("entropy_schedule", "spots_model", "spot_scale", "platform_scaling", "shrink", "l2"),
-    "n_spots_per_cell",
+    *("n_spots_per_cell", "updates_per_pass"),
 )
 """Parameters that say how it is fitted, which it must share too."""
 NAMES = {

@@ -641,6 +641,8 @@ def test_a_gene_does_not_depend_on_the_others(cohort, clusters, options):
     some = run(cohort, clusters, genes=["gene8", "gene3"], **options)
     for name in some.layers:
         np.testing.assert_array_equal(layer(some, name)[:, [3, 8]], layer(whole, name)[:, [3, 8]])
+    expected, found = (effects(adata)["target_coefficients"].values for adata in (whole, some))
+    np.testing.assert_array_equal(found, expected[:, [3, 8]])
 
 
 def missing_condition(adata):

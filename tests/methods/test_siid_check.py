@@ -80,6 +80,14 @@ def test_a_control_that_is_as_good_is_told_in_the_result_and_in_the_report(slide
     assert names[-1] == "write"
 
 
+def test_a_gene_held_out_that_cells_do_not_have_is_no_answer(slides):
+    mine, above = slides
+    entry, _, _ = fit(mine[:, 1:], above, held_out=["g00"], deconvolve=False)
+    assert "held_out" not in entry
+    assert len(entry["check"]) == 3
+    assert "g00" not in entry["check"].index
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from stdist.graph import Program, scoped
+from stdist.methods.siid.held_out import answered_genes
 from stdist.methods.siid.holdout_folds import chosen_folds
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound
@@ -22,13 +23,18 @@ def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
     costs as much as all else.
     """
     spec = pair.spec
-    if not spec.controls or spec.held or spec.solver == "adam" or pair.n_panel < 2 * SHARE:
+    if (
+        not spec.controls
+        or answered_genes(pair)
+        or spec.solver == "adam"
+        or pair.n_panel < 2 * SHARE
+    ):
         return program
     (genes,) = chosen_folds(pair, SHARE, [0], None, spec.rng).values()
     if pair.n_panel - len(genes) < spec.n_factors:
         return program
     changes = {"n_solutions": min(CHECK_SOLUTIONS, spec.n_restarts), "deconvolve": False}
-    other = bound(pair.like(held_out=genes, **changes)).program()
+    other = bound(pair.like(held_out=[*genes, *spec.held], **changes)).program()
     _, *stages, _ = other.stages  # places are the same, and rows of cells are not written
     own, states = scoped(CHECK, stages, other.state)
     *before, write = program.stages
