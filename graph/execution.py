@@ -162,7 +162,6 @@ class Execution:
         graph, watched = compile_stage(stage, blocks, binding)
         total: dict[str, Any] = {}
 
-        n_tasks = sum(key[2] == "block" for key in graph)  # type: ignore[index]
         share = sum(s.stored_bytes() for s in stage.reads.values()) // len(blocks)
 
         def on_done(key: Hashable, fetch: Callable[[], Any]) -> None:
@@ -175,7 +174,7 @@ class Execution:
                 # the leaves stay on the workers, so their bytes are a share of the input
                 self.progress.advance(1, share)
 
-        self._run(stage.name, graph, watched, on_done, n_tasks, 0)
+        self._run(stage.name, graph, watched, on_done, stage.n_blocks(blocks), 0)
         self._advance(stage.updates)
         if stage.finalize is None:
             return total

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph.blocks import Blocks, part_bounds
+from stdist.graph.blocks import Blocks
 from stdist.graph.executors import Resources
 from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.store import TILE_ROWS, Output, PlanRefused, floor_block_length
@@ -191,8 +191,7 @@ def _plan_stage(
         call = stage.workspace(min(rows, stage.call_rows(block_length)))
         memory = inputs + 2 * row_bytes * rows + call
     elif isinstance(stage, Reduce):
-        first, last = part_bounds(stage.part, stage.n_rows)
-        taken = max(1, -(-last // block_length) - first // block_length)
+        taken = max(1, stage.n_blocks(blocks))
         tasks, share = 2 * taken - 1, taken / len(blocks)
         # pending nodes of the tree; what is gathered is there once, and again as it is appended
         depth = 2 if stage.gathers else 2 + int(np.log2(max(1, block_length // TILE_ROWS)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph.blocks import part_bounds
+from stdist.graph.blocks import Blocks, part_bounds
 from stdist.graph.reduce import add
 from stdist.graph.state import State
 from stdist.store import TILE_ROWS, Output, Source
@@ -123,6 +123,10 @@ class Reduce(Stage):
         """Tell whether the part has tiles between two rows."""
         first, last = part_bounds(self.part, self.n_rows)
         return self.part[1] == 1 or (bounds[0] < last and first < bounds[1])
+
+    def n_blocks(self, blocks: Blocks) -> int:
+        """Number of blocks with tiles of the part."""
+        return sum(self.takes(blocks.bounds(index)) for index in range(len(blocks)))
 
 
 @dataclass(frozen=True)

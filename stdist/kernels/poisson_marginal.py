@@ -31,7 +31,7 @@ def marginal(fit: RidgeFit, mass: ArrayLike) -> tuple[Floats, Floats]:
     ValueError
         If ``mass`` has another shape than (n_batches, n_clusters).
     """
-    share = shares(fit, mass)
+    share = _shares(fit, mass)
     return fit.intercept, fit.cluster + logsumexp(fit.interaction, axis=0, b=share[:, :, None])
 
 
@@ -57,7 +57,7 @@ def interquartile_marginal(fit: RidgeFit, mass: ArrayLike) -> tuple[Floats, Floa
     ValueError
         If ``mass`` has another shape than (n_batches, n_clusters).
     """
-    share = shares(fit, mass)
+    share = _shares(fit, mass)
     middle = [_interquartile_mean(fit.interaction[:, k], share[:, k]) for k in range(len(share.T))]
     return fit.intercept, fit.cluster + np.array(middle)
 
@@ -109,7 +109,7 @@ def log_factor_to_keep_totals(
     return np.log(np.clip(ratio, least, 1 / least) / ratio)
 
 
-def shares(fit: RidgeFit, mass: ArrayLike) -> Floats:
+def _shares(fit: RidgeFit, mass: ArrayLike) -> Floats:
     """Share of each batch in the mass of a cluster; equal ones in a cluster without mass."""
     mass = np.asarray(mass, dtype=np.float64)
     require(mass.shape == fit.interaction.shape[:2], f"mass has shape {mass.shape}")

@@ -100,23 +100,28 @@ def test_on_a_cluster_the_same(stores, client, tmp_path):
         np.testing.assert_array_equal(elements(cells)[name], values)
 
 
+def dying(program, calls):
+    """A program that is killed in a pass, on its so many-th tile."""
+    kernel, done = fitting.improve_tile, []
+
+    def dies(rows, **arguments):
+        done.append(rows)
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        return kernel(rows, **arguments)
+
+    for stage in program.block_stages():
+        if stage.kernel is kernel:
+            object.__setattr__(stage, "kernel", dies)
+    return program
+
+
 def test_a_run_stopped_in_its_passes_is_resumed(stores, tmp_path, monkeypatch):
     cells, spots = stores
     other = tmp_path / "other.zarr"
     shutil.copytree(cells, other)
     start(build_siid(str(other), str(spots), **FAST), InProcess(), block_length=1024)
-    calls, kernel = [], fitting.improve_tile
-
-    def dies(rows, **arguments):
-        calls.append(rows)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return kernel(rows, **arguments)
-
-    broken = build_siid(str(cells), str(spots), **FAST)
-    for stage in broken.block_stages():
-        if stage.kernel is kernel:
-            object.__setattr__(stage, "kernel", dies)
+    broken = dying(build_siid(str(cells), str(spots), **FAST), 20)
     with pytest.raises(RunStopped):
         start(broken, InProcess(), block_length=1024)
     assert len(unfinished(cells)) == 1

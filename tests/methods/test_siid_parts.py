@@ -16,8 +16,8 @@ from stdist.kernels.poisson_factors import Settings, tile_pass
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
 from stdist.methods.registry import build
 from stdist.methods.siid import build_siid, parts
-from stdist.methods.siid import fit as fitting
 from stdist.store import InputError, RunStopped, Store
+from tests.methods.test_siid import dying
 
 FAST = {
     "n_factors": 4,
@@ -92,18 +92,7 @@ def test_a_run_killed_within_a_pass_is_resumed(stores, tmp_path, calls):
     other = tmp_path / "other.zarr"
     shutil.copytree(cells, other)
     start(build_siid(str(other), str(spots), **PARTS), InProcess(), block_length=2048)
-    kernel, done = fitting.improve_tile, []
-
-    def dies(rows, **arguments):
-        done.append(rows)
-        if len(done) == calls:
-            raise KeyboardInterrupt
-        return kernel(rows, **arguments)
-
-    broken = build_siid(str(cells), str(spots), **PARTS)
-    for stage in broken.block_stages():
-        if stage.kernel is kernel:
-            object.__setattr__(stage, "kernel", dies)
+    broken = dying(build_siid(str(cells), str(spots), **PARTS), calls)
     with pytest.raises(RunStopped):
         start(broken, InProcess(), block_length=2048)
     resume(cells, build, InProcess())
@@ -140,7 +129,7 @@ def test_plain_steps_never_raise_the_free_energy(monkeypatch):
 
     Profiles are what the posteriors and the rows of all parts make them, in one gauge.
     """
-    monkeypatch.setattr(parts, "EXPONENT", 1.0)
+    monkeypatch.setattr(parts, "LARGEST_EXPONENT", 1.0)
     rng = np.random.default_rng(3)
     n_genes, n_panel, h, n_parts = 12, 7, 3, 3
     options = {"n_panel": n_panel, "settings": Settings(rounds=1), "platform_scaling": True}

@@ -42,9 +42,10 @@ def target_coefficients(
     )
     if spec.marginal == "reference":
         intercept, coefficients = reference_marginal(of_clusters)
+    elif spec.marginal == "arithmetic":
+        intercept, coefficients = marginal(of_clusters, mass[present])
     else:
-        mean = interquartile_marginal if spec.marginal == "interquartile" else marginal
-        intercept, coefficients = mean(of_clusters, mass[present])
+        intercept, coefficients = interquartile_marginal(of_clusters, mass[present])
     coefficients = np.concatenate([coefficients, result.cluster[n_clusters:]])
     if spec.marginal == "interquartile":
         depth = rows.depth * rows.sampling_weight

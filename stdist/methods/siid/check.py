@@ -10,10 +10,12 @@ from stdist.methods.siid.held_out import answered_genes
 from stdist.methods.siid.holdout_folds import chosen_folds
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound
-from stdist.methods.siid.results import CHECK, CHECK_SOLUTIONS
+from stdist.methods.siid.results import CHECK
 
 SHARE = 10
 """One gene of so many is held out: those of fold 0 of `siid_holdout`."""
+SOLUTIONS = 2
+"""Of the fit without them: their mean is what is scored, and their range what seeds differ by."""
 
 
 def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
@@ -33,8 +35,9 @@ def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
     (genes,) = chosen_folds(pair, SHARE, [0], None, spec.rng).values()
     if pair.n_panel - len(genes) < spec.n_factors:
         return program
-    changes = {"n_solutions": min(CHECK_SOLUTIONS, spec.n_restarts), "deconvolve": False}
-    other = bound(pair.like(held_out=[*genes, *spec.held], **changes)).program()
+    n_solutions, held = min(SOLUTIONS, spec.n_restarts), [*genes, *spec.held]
+    smaller = pair.like(held_out=held, n_solutions=n_solutions, deconvolve=False)
+    other = bound(smaller).program()
     _, *stages, _ = other.stages  # places are the same, and rows of cells are not written
     own, states = scoped(CHECK, stages, other.state)
     *before, write = program.stages
@@ -42,6 +45,6 @@ def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
     return replace(
         program,
         stages=(*before, *own, write),
-        results=partial(program.results, checked=genes),
+        results=partial(program.results, checked=genes, n_checking=n_solutions),
         state={**program.state, **states},
     )

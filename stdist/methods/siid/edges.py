@@ -294,15 +294,13 @@ def advance_edges(
 
 
 def write_edges(
-    rows: tuple[int, int], *, solutions: tuple[str, ...], types: str | None,
-    edges_back: np.ndarray, **arguments: Any,
-) -> Arrays:  # fmt: skip
+    rows: tuple[int, int], *, solutions: tuple[str, ...], types: str | None, **arguments: Any
+) -> Arrays:
     """What `write_rows` writes, the spots of each cell, and its size in each and in all."""
     found = write_rows(rows, solutions=solutions, types=types, **arguments)
-    arguments["edges_back"] = edges_back
     sizes = [_sizes(name, arguments[name], arguments) for name in solutions]
     mean = np.mean(sizes, axis=0).astype(np.float32)
-    found |= {"edge_spot": edges_back - 1, "edge_size": mean}
+    found |= {"edge_spot": arguments["edges_back"] - 1, "edge_size": mean}
     found["spot_sizes"] = np.sum(sizes, axis=2, dtype=np.float32).T
     if types is not None:
         found["types_edge_size"] = _sizes(types, arguments[f"{types}_hard"], arguments)

@@ -19,12 +19,14 @@ from stdist.methods.siid.fit import begin_tile
 from stdist.methods.siid.sample import moved, ranked
 
 Arrays = dict[str, Any]
-EXPONENT = 1.5
+LARGEST_EXPONENT = 1.5
 """Largest over-relaxation of the statistics: with 1.8 and 16 parts fits diverge."""
 ADDED = ("factor_counts", "cell_mass", "spot_mass", "spot_counts")
 """Statistics that are over-relaxed."""
 LEAST = 1e-100
+"""Statistics at or below it have no logarithm worth going beyond."""
 KEPT = "part_"
+"""Begins the names of the statistics of all parts in the state."""
 
 
 def begin_part(rows: tuple[int, int], *, ends: np.ndarray, **arguments: Any) -> Arrays:
@@ -54,7 +56,7 @@ def advance_part(
     kept = {name: np.array(now[KEPT + name]) for name in total}
     before = {name: values[number] for name, values in kept.items()}
     losses = (_loss(each, settings) for each in (total, before))
-    exponent = next_exponent(float(now["exponent"]), *losses, EXPONENT)
+    exponent = next_exponent(float(now["exponent"]), *losses, LARGEST_EXPONENT)
     for name, values in kept.items():
         beyond = name in ADDED
         values[number] = _beyond(before[name], total[name], exponent) if beyond else total[name]

@@ -15,8 +15,8 @@ from stdist.methods.siid.held_out import (
 )
 from stdist.methods.siid.spec import SiidSpec
 
-CHECK, CHECK_SOLUTIONS = "check", 2
-"""Scope, and solutions, of a fit whose held-out genes tell how well another imputes."""
+CHECK = "check"
+"""Scope of a fit whose held-out genes tell how well another imputes."""
 
 
 def fit_results(
@@ -28,6 +28,7 @@ def fit_results(
     solutions: tuple[str, ...],
     answered: list[str],
     checked: Sequence[str] = (),
+    n_checking: int = 0,
 ) -> dict[str, Any]:
     """Parameters, factors (xarray, because dimensions have names), scores and notes."""
     import xarray as xr
@@ -48,8 +49,7 @@ def fit_results(
         found["held_out"] = held_out_table(values["held_out"], answered, len(solutions))
         notes = [*notes, *held_out_notes(found["held_out"])]
     elif checked:
-        n_single = min(CHECK_SOLUTIONS, spec.n_restarts)
-        found["check"] = held_out_table(values[f"{CHECK}.held_out"], checked, n_single)
+        found["check"] = held_out_table(values[f"{CHECK}.held_out"], checked, n_checking)
         notes = [*notes, *held_out_notes(found["check"]), check_note(spec.n_factors)]
     else:
         notes = [*notes, unscored_note(spec.n_factors)]

@@ -220,7 +220,8 @@ def combat(case: Case, python: str) -> np.ndarray:
 def stability_rows(seeds: int) -> Iterator[dict[str, Any]]:
     """The default on other genes, ten clusters, labels, half of the cells and of the genes."""
     for name in OPEN:
-        kinds = ("other genes", "ten clusters", "labels", "half of the cells", "half of the genes")
+        kinds = ("other genes", "other genes, arithmetic mean", "ten clusters", "labels")
+        kinds += ("half of the cells", "half of the genes")
         for what in kinds:
             if what == "ten clusters" and name not in (OPEN[2], OPEN[3]):
                 continue
@@ -228,7 +229,7 @@ def stability_rows(seeds: int) -> Iterator[dict[str, Any]]:
             def measure(seed: int, what: str = what, name: str = name) -> dict[str, float]:
                 case = open_case(name, "R_k10" if what == "ten clusters" else "R")
                 rng = np.random.default_rng(seed)
-                if what == "other genes":
+                if what.startswith("other genes"):
                     case.genes = other_genes(case, rng)
                 if what == "half of the cells":
                     case.adata = case.adata[rng.random(case.adata.n_obs) < 0.5].copy()
@@ -240,6 +241,8 @@ def stability_rows(seeds: int) -> Iterator[dict[str, Any]]:
                     case.adata = case.adata[:, rng.random(case.adata.n_vars) < 0.5].copy()
                     case.genes = [g for g in case.genes if g in case.adata.var_names]
                 options = {"clusters": "label" if what == "labels" else "R"}
+                if what.endswith("arithmetic mean"):
+                    options |= ARITHMETIC
                 if what == "half of the genes":
                     options["depth_key"] = "depth"
                 return quality(case, corrected(case, seed, **options))
