@@ -277,6 +277,8 @@ def _report(folder: Path, **options: Any) -> Path:
 
 
 def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
+    import dask
+
     from stdist.graph import check_output, make_plan, resources_for
     from stdist.graph.draw import draw_graph
     from stdist.methods.registry import PROGRAMS
@@ -289,7 +291,9 @@ def _plan_method(name: str, store: Path, options: dict[str, Any]) -> None:
     )
     overwrite = options.pop("overwrite")
     parameters = read_parameters(click.get_current_context(), options.pop("params"), options)
-    with executor(**where) as active:
+    # nothing runs: workers that are too small are refused by the plan, not killed by Dask
+    alive = dask.config.set({"distributed.worker.memory.terminate": False})
+    with alive, executor(**where) as active:
         program = PROGRAMS[name].build({"data": str(store), **parameters})
         try:
             check_output(program, overwrite)
