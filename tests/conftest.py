@@ -4,12 +4,15 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from stdist.graph import InProcess, start
 from tests import fake_cupy, toy
 
 
 def pytest_configure(config):
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
     # distributed: a second cluster of the session finds the port of the first one taken
     config.addinivalue_line("filterwarnings", "ignore:Port 8787 is already in use:UserWarning")
     # anndata 0.13 and scanpy ask pandas 3 for options that pandas 4 will not have

@@ -123,7 +123,7 @@ def test_generated_stores_are_the_same_for_any_block_length(base, tmp_path):
         assert (Store(path).obs_names() == Store(base).obs_names()).all()
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6))
 def test_any_order_of_tasks_gives_the_same_bits(base, reference, tmp_path_factory, seed):
     import shutil

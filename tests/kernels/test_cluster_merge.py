@@ -59,7 +59,7 @@ def test_scan_is_not_a_transitive_closure() -> None:
     assert connected_groups(*sums, threshold).tolist() == [0, 0, 0, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), n_chunks=st.integers(1, 7))
 def test_equals_scan_of_the_correlation_matrix(seed: int, n_chunks: int) -> None:
     rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ def atlas() -> CohortModel:
     return cohort_model(n_cells=200_000_000, n_genes=300, n_batches=8, seed=3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3001), max_size=6))
 def test_any_split_into_blocks_gives_the_same_cells(cuts: list[int]) -> None:
     model = small_cohort()

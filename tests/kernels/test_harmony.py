@@ -105,7 +105,7 @@ def test_sequential_steps_equal_the_reference(shared, flavour):
     assert found[3].rounds == golden[f"{flavour}:rounds"].tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([3, 50, 300]),

@@ -109,7 +109,7 @@ def log_rates(counts):
     return np.log1p(100 * counts / np.maximum(total, 1))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10**6),
     n_cells=st.integers(1, 60),

@@ -68,7 +68,7 @@ def test_matched_divergence_is_that_of_the_fixture(golden):
     np.testing.assert_allclose(js, golden["js_matched_per_spot"], rtol=0, atol=1e-11)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 199), max_size=8))
 def test_any_blocks_give_the_same_scores(seed, cuts):
     counts, means = toy(seed)
@@ -104,7 +104,7 @@ def test_constants_far_from_zero_are_constants():
     assert gene_scores(score_sums(counts, means))["r2"] > 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 199), max_size=8))
 def test_jensen_shannon_adds_over_blocks(seed, cuts):
     counts, means = toy(seed)
@@ -117,7 +117,7 @@ def test_jensen_shannon_adds_over_blocks(seed, cuts):
     np.testing.assert_allclose(found[1:], expected, rtol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), n_types=st.integers(1, 5), n_factors=st.integers(1, 5))
 def test_the_matching_is_the_best_of_all(seed, n_types, n_factors):
     rng = np.random.default_rng(seed)

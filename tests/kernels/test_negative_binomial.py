@@ -35,7 +35,7 @@ def test_probabilities_are_those_of_scipy(mean, dispersion):
     assert np.allclose(found, wanted, rtol=1e-9, atol=1e-8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     source=st.floats(1e-4, 2e3),
     ratio=st.floats(0.05, 20),
@@ -62,7 +62,7 @@ def test_the_quantile_is_that_of_scipy(source, ratio, dispersion, quantile, u):
         assert found == 0 or after.sf(found - 1) > above * (1 - slack)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     count=st.integers(0, 60),
     source=st.floats(0.01, 40),

@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from stdist.kernels.neighbor_average import donor_average, nearest_donors
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     n_cells=st.integers(1, 40),

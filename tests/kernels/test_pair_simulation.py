@@ -41,7 +41,7 @@ def same(found, expected):
     assert found.dtype == expected.dtype
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(cuts=st.lists(st.floats(0, 1), max_size=5))
 def test_any_split_into_blocks_gives_the_same_pair(pair, cells, spots, cuts):
     for whole, make, n in ((cells, pair.cells, pair.n_cells), (spots, pair.spots, pair.n_spots)):

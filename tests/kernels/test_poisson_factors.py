@@ -107,7 +107,7 @@ def dense_pass(cells, spots, spot, rows, Q, phi):
     return Rows(p, n, m), Q / Q.sum(axis=1, keepdims=True), phi, Q.sum(axis=1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.integers(1, 17), st.integers(1, 60), st.integers(1, 12))
 def test_a_plain_pass_equals_the_dense_oracle(seed, n_factors, n_cells, n_panel):
     pair = Pair(seed, n_cells=n_cells, n_panel=n_panel, n_factors=n_factors)
@@ -143,7 +143,7 @@ def test_losses_and_penalties_equal_the_reference(shared, name):
     assert weight * total["entropy"] == pytest.approx(float(golden["loss_entropy"]), rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seeds, st.integers(1, 9), st.floats(0.05, 30), st.booleans(), st.integers(1, 3), st.booleans()
 )
@@ -153,7 +153,7 @@ def test_plain_passes_never_raise_the_loss(seed, n_factors, depth, scaling, roun
     assert (np.diff(losses) <= 1e-9 * np.maximum(np.abs(losses[1:]), 1)).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.sampled_from([0.0, 0.5, 11.0]), st.sampled_from([0.0, 1e-5, 0.3]), st.booleans())
 def test_rounds_never_raise_their_objective(seed, entropy, l2, tied):
     pair, losses = Pair(seed), []
@@ -174,7 +174,7 @@ def test_too_long_a_step_is_undone():
     assert total["rejected"] > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.sampled_from([0.0, 0.2, 30.0]), st.sampled_from([0.0, 1e-5, 1e-3]))
 def test_a_penalised_row_is_the_minimum_of_its_majoriser(seed, entropy, l2):
     rng = np.random.default_rng(seed)
@@ -209,7 +209,7 @@ def test_penalised_passes_lower_their_whole_objective():
         assert (np.diff(losses) <= 1e-9 * np.abs(losses[1:])).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seeds, st.sampled_from([0.0, 0.3]))
 def test_tied_sizes_are_the_optimum_of_a_long_fit(seed, l2):
     pair = Pair(seed, n_cells=40)
@@ -233,7 +233,7 @@ def test_tied_sizes_are_the_optimum_of_a_long_fit(seed, l2):
             assert loss(moved) >= best - 1e-7 * abs(best)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seeds, st.sampled_from([PLAIN, Settings(entropy=2.0, l2=1e-3), Settings(tied=True)]))
 def test_tiles_add(seed, chosen):
     pair = Pair(seed, n_cells=50)
@@ -253,7 +253,7 @@ def test_tiles_add(seed, chosen):
         np.testing.assert_allclose(added[key], value, rtol=1e-10, atol=1e-10, err_msg=key)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seeds)
 def test_the_gauge_leaves_means_alone(seed):
     pair = Pair(seed)
@@ -351,7 +351,7 @@ class TestDispersion:
         np.testing.assert_allclose(near.phi, step.phi, rtol=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seeds, st.integers(1, 8), st.sampled_from([0.0, 0.7, 20.0]))
 def test_gene_profiles_reach_the_optimum(seed, h, shape):
     rng = np.random.default_rng(seed)

@@ -41,7 +41,7 @@ def test_interval_covers_as_stated(count, source, target, level):
     assert (found >= high[0, 0]).mean() >= tail - error
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     count=st.integers(0, 300),
     source=st.floats(1e-3, 300),

@@ -219,7 +219,7 @@ TILE = tile()
 WHOLE = soft(TILE)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     cuts=st.lists(st.integers(0, 37), max_size=5),
     genes=st.lists(st.integers(0, 299), min_size=1, max_size=300),
@@ -230,7 +230,7 @@ def test_soft_results_do_not_depend_on_rows_and_genes_of_the_tile(cuts, genes):
     np.testing.assert_array_equal(np.concatenate(parts), WHOLE[:, genes])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cut=st.integers(0, 37), genes=st.lists(st.integers(0, 299), min_size=1, max_size=300))
 def test_label_results_do_not_depend_on_rows_and_genes_of_the_tile(cut, genes):
     counts, weights, batch, depth, source, target, keys = TILE

@@ -42,7 +42,7 @@ def fit_rows(counts, depth, penalty, *arguments, **options):
 KINDS = st.sampled_from(["random effects", "left out"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), kind=KINDS, b=st.integers(1, 6), k=st.integers(1, 9))
 def test_strata(seed, kind, b, k):
     rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def test_strata(seed, kind, b, k):
         np.testing.assert_array_equal(whole[some], part)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), kind=KINDS, b=st.integers(1, 4), k=st.integers(1, 5))
 def test_cells(seed, kind, b, k):
     rng = np.random.default_rng(seed)

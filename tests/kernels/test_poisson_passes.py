@@ -104,7 +104,7 @@ def test_sums_of_a_gene_do_not_depend_on_the_others(n_clusters):
         np.testing.assert_array_equal(some, whole[:, :, genes])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6),
     tau=st.sampled_from([0.1, 1.0, 5.0]),

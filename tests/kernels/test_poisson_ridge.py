@@ -205,7 +205,7 @@ def test_optimum_equals_general_purpose_minimiser(kind: str) -> None:
         assert objective(result[:, gene]) <= found.fun + 1e-9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     n_clusters=st.integers(1, 7),
@@ -247,7 +247,7 @@ def test_too_few_iterations_are_reported() -> None:
 # ---- invariances ----------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_order_of_rows_batches_and_clusters_is_irrelevant(seed: int) -> None:
     counts, weights, batch, depth = simulate(seed)
@@ -279,7 +279,7 @@ def test_order_of_rows_batches_and_clusters_is_irrelevant(seed: int) -> None:
         np.testing.assert_allclose(difference, 0.0, atol=1e-8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), data=st.data())
 def test_gene_does_not_depend_on_other_genes(seed: int, data: st.DataObject) -> None:
     counts, weights, batch, depth = simulate(seed, n_genes=6)
@@ -310,7 +310,7 @@ def test_storage_of_counts_is_irrelevant(convert: Callable[[np.ndarray], Any]) -
         np.testing.assert_array_equal(getattr(dense, name), getattr(stored, name))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), n_labels=st.integers(1, 6), n_batches=st.integers(1, 4))
 def test_strata_equal_cells_with_one_label(seed: int, n_labels: int, n_batches: int) -> None:
     counts, weights, batch, depth, summed, total = one_hot_problem(seed, n_labels, n_batches)

@@ -42,7 +42,7 @@ def by_definition(points, radius, k, types=None):
     lattice=st.booleans(),
     stretch=st.sampled_from([1.0, 0.0, 1e4]),
 )
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_neighbours_are_those_of_the_definition(seed, n, k, radius, lattice, stretch):
     """On lattices, where most distances tie, on lines, and over wide ranges."""
     rng = np.random.default_rng(seed)

@@ -49,7 +49,7 @@ def test_a_transformation_has_no_perspective():
         transformed([[0, 0]], np.eye(2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_cells=st.integers(0, 60),
@@ -113,7 +113,7 @@ def test_points_at_one_place_keep_their_order():
     assert curve_order(np.empty((0, 2))).tolist() == []
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_spots=st.integers(0, 120),

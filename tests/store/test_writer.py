@@ -23,7 +23,7 @@ def staged(folder, output, n_rows, block_length):
     return staging.root
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=SHAPE, kind=st.sampled_from(["dense", "transposed"]), seed=st.integers(0, 9))
 def test_blocks_written_by_eight_threads_are_the_source(tmp_path_factory, shape, kind, seed):
     n_rows, n_columns, block = shape
