@@ -3,7 +3,8 @@
 from stdist.methods.crescendo import crescendo
 from stdist.methods.siid import siid
 from stdist.methods.siid.align import siid_align
-from stdist.methods.siid.choose import siid_choose_factors
+from stdist.methods.siid.choose_factors import siid_choose_factors
+from stdist.methods.siid.choose_passes import siid_choose_passes
 from stdist.methods.siid.factors import siid_factors
 from stdist.methods.siid.holdout import siid_holdout
 from stdist.methods.siid.impute import imputed_layer, siid_impute
@@ -16,6 +17,7 @@ __all__ = [
     "siid",
     "siid_align",
     "siid_choose_factors",
+    "siid_choose_passes",
     "siid_factors",
     "siid_holdout",
     "siid_impute",

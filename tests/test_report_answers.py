@@ -1,4 +1,4 @@
-"""The report of a choice of factors and of an alignment says what they came to."""
+"""The report of a choice of factors or passes, and of an alignment, says what they came to."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def test_the_number_of_factors_is_in_the_report(slides):
     found, page = Store(cells).uns("siid_factors"), write_report(run).read_text()
     assert f"<b>{int(found['n_factors'])}</b><span>factors chosen</span>" in page
     for value in found["table"]["deviance"]:
+        assert html.number(value) in page
+
+
+def test_the_number_of_passes_is_in_the_report(slides):
+    cells, spots = slides
+    run = stdist.tl.siid_choose_passes(
+        cells, spots=spots, n_factors=3, passes=[1, 2], n_restarts=1, n_solutions=1, progress=False
+    )
+    found, page = Store(cells).uns("siid_passes"), write_report(run).read_text()
+    assert f"<b>{int(found['passes'])}</b><span>passes chosen</span>" in page
+    for value in found["table"]["r2"]:
         assert html.number(value) in page
 
 

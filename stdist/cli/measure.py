@@ -65,7 +65,7 @@ MEASURES = {
 PASSED_ON = {
     "stdist.tl.siid_holdout": (
         "stdist.tl.siid",
-        {"held_out", "deconvolve", "convergence_passes", "entropy", "entropy_passes"},
+        {"held_out", "deconvolve"},
     )
 }
 """Function whose other parameters a measure passes on, and those that have no meaning there."""
@@ -175,7 +175,10 @@ def _table(found: Any) -> tuple[Any, str]:
 
     if isinstance(found, HoldoutScores):
         shown = found.summary[["genes", "r2", "pearson", "advantage", "beaten"]]
-        return found.scores.set_index(["fold", "gene", "method"]), shown.round(4).to_string()
+        note = shown.round(4).to_string()
+        if found.types is not None:
+            note += f"\n\n{found.types.round(4).to_string(index=False)}"
+        return found.scores.set_index(["fold", "gene", "method"]), note
     if hasattr(found, "to_dataframe"):
         return found.to_dataframe(), ""
     if isinstance(found, HvgConservation):

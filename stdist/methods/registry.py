@@ -143,11 +143,19 @@ PROGRAMS = {
         "cells",
     ),
     "siid_choose_factors": Entry(
-        "stdist.methods.siid.choose:build_siid_choose_factors",
+        "stdist.methods.siid.choose_factors:build_siid_choose_factors",
         "stdist.tl.siid_choose_factors",
         "method",
         "number of factors for siid, judged on molecules held back from the fit",
         "--spots visium.zarr --n-factors 5,10,15,20",
+        "cells",
+    ),
+    "siid_choose_passes": Entry(
+        "stdist.methods.siid.choose_passes:build_siid_choose_passes",
+        "stdist.tl.siid_choose_passes",
+        "method",
+        "number of passes for siid, judged on genes held out of the fit: early stopping",
+        "--spots visium.zarr --n-factors 15",
         "cells",
     ),
 }

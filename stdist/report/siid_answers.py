@@ -1,6 +1,8 @@
-"""What a choice of the number of factors, or an alignment of spots, came to."""
+"""What a choice of the number of factors or passes, or an alignment of spots, came to."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,7 +15,8 @@ Section = tuple[str, str]
 def siid_answers(facts: RunFacts) -> list[Section]:
     """Return the section of a finished choice or alignment, none of another run."""
     shown = {
-        "siid_choose_factors": ("Number of factors", _choice),
+        "siid_choose_factors": ("Number of factors", _factors),
+        "siid_choose_passes": ("Number of passes", _passes),
         "siid_align": ("Alignment", _alignment),
     }
     if facts.program not in shown or not facts.written:
@@ -22,23 +25,38 @@ def siid_answers(facts: RunFacts) -> list[Section]:
     return [(name, write(facts))]
 
 
-def _choice(facts: RunFacts) -> str:
-    table = facts.written["table"]
+def _factors(facts: RunFacts) -> str:
     columns = {
         "deviance": "held-out deviance",
         "above_best": "above the best",
         "standard_error": "standard error of this",
         "loss": "loss of the fit",
     }
+    text = "The number whose fit explains the molecules held back best."
+    return _choice(facts, "n_factors", "factors", text, columns)
+
+
+def _passes(facts: RunFacts) -> str:
+    columns = {
+        "r2": "mean R²",
+        "below_best": "below the best",
+        "standard_error": "standard error of this",
+        "single_r2": "mean R² of single solutions",
+    }
+    text = f"The number that imputes {int(facts.written['n_genes'])} genes held out best."
+    return _choice(facts, "passes", "passes", text, columns)
+
+
+def _choice(facts: RunFacts, key: str, what: str, text: str, columns: Mapping[str, str]) -> str:
     rows = [
-        (str(int(row["n_factors"])), *(html.number(row[name]) for name in columns))
-        for _, row in table.iterrows()
+        (str(int(row[key])), *(html.number(row[name]) for name in columns))
+        for _, row in facts.written["table"].iterrows()
     ]
     return "".join(
         [
-            html.cards([("factors chosen", int(facts.written["n_factors"]))]),
-            html.paragraph("The number whose fit explains the molecules held back best."),
-            html.table(("factors", *columns.values()), rows),
+            html.cards([(f"{what} chosen", int(facts.written[key]))]),
+            html.paragraph(text),
+            html.table((what, *columns.values()), rows),
         ]
     )
 

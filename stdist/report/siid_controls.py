@@ -138,12 +138,26 @@ def _of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures
             f"Beaten: SIID is better by more than the mean R² of its seeds differs ({spread})."
         )
     )
+    if "types" in kept:
+        parts += _types(kept["types"])
     shown = [name for name in ("siid", *CONTROLS) if name in wide]
     genes = wide.nlargest(ROWS, "siid")
     parts.append(html.paragraph(f"The {len(genes)} genes with the largest R² of {len(wide)}."))
     body = [(gene, *map(html.number, row[shown])) for gene, row in genes.iterrows()]
     parts.append(html.table(("gene", *(f"R² of {NAMES[name]}" for name in shown)), body))
     return "".join(parts)
+
+
+def _types(types: pd.DataFrame) -> list[str]:
+    text = (
+        "Mean Jensen-Shannon divergence (nat) of the spots between proportions of types found and "
+        "known, after factors are matched to types."
+    )
+    rows = [
+        (str(row["fold"]), str(row["assignment"]), html.number(row["js"]), str(row["n_spots"]))
+        for _, row in types.iterrows()
+    ]
+    return [html.paragraph(text), html.table(("fold", "assignment", "divergence", "spots"), rows)]
 
 
 def _warnings(notes: Any) -> list[str]:

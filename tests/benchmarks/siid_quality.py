@@ -48,6 +48,7 @@ def simulation() -> tuple[anndata.AnnData, anndata.AnnData, dict[str, int], np.n
     data = np.load(FIXTURES / "dataset_sim_h8.npz")
     cells = slides(data["A_X"], data["cell_xy_um"], data["genes"])
     spots = slides(data["A_V"], data["spot_xy_um"], data["genes"])
+    spots.obsm["known"] = data["true_spot_umi_by_type"]
     folds = dict(zip(data["genes"].tolist(), data["fold_of_gene"].tolist(), strict=True))
     return cells, spots, folds, data["true_spot_umi_by_type"]
 
@@ -61,11 +62,14 @@ def score(
     began = time.process_time()
     stdist.tl.siid_holdout(cells, folds=chosen[:1], controls=False, **options)
     table.setdefault(OURS, {})[f"{name} CPU s"] = time.process_time() - began
-    found = stdist.tl.siid_holdout(cells, folds=chosen, **options).summary
-    for method, row in found.iterrows():
+    known = "known" if "known" in spots.obsm else None
+    found = stdist.tl.siid_holdout(cells, folds=chosen, proportions=known, **options)
+    for method, row in found.summary.iterrows():
         label = {"siid": OURS, "permuted": f"{OURS}, spots permuted"}.get(method, method)
         table.setdefault(label, {})[f"{name} R2"] = row["r2"]
-    print(f"\n{name}\n{found.round(4).to_string()}", flush=True)
+    print(f"\n{name}\n{found.summary.round(4).to_string()}", flush=True)
+    if found.types is not None:
+        print(found.types.round(4).to_string(index=False), flush=True)
 
 
 def deconvolve(table: Table, seed: int) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.special import rel_entr
 
 import stdist
 from stdist.graph import InProcess, make_plan, resume, unfinished
 from stdist.graph.executors import Resources
 from stdist.graph.status import describe_runs
+from stdist.kernels.imputation_scores import matched_js
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
 from stdist.methods.siid import holdout_program
@@ -104,6 +106,9 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
     n = len(means)
     pearson = np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(counts.T, means.T, strict=True)])
     z = [(x - x.mean(axis=0)) / x.std(axis=0) for x in (counts, means)]
+    p, q = (x / x.sum(axis=0) for x in (counts, means))
+    middle = (p + q) / 2
+    js = 0.5 * (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=0)
     p, q = ((x + 1e-10) / (x + 1e-10).sum(axis=0) for x in (counts, means))
     x, y = counts / counts.max(axis=0), means / means.max(axis=0)
     mx, my, covariance = x.mean(0), y.mean(0), ((x - x.mean(0)) * (y - y.mean(0))).sum(0) / (n - 1)
@@ -111,6 +116,7 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
         "r2": pearson**2,
         "pearson": pearson,
         "rmse": np.sqrt(((z[0] - z[1]) ** 2).mean(axis=0)),
+        "js": js,
         "symmetrised_kl": 0.5 * ((p - q) * np.log(p / q)).sum(axis=0),
         "ssim": (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4)
         * (2 * covariance + 9e-4) / (x.var(axis=0) + y.var(axis=0) + 9e-4),
@@ -118,6 +124,40 @@ def test_scores_are_those_of_the_imputed_matrix(simulated):
     for name, expected in direct.items():
         np.testing.assert_allclose(scores["siid"][name], expected, rtol=1e-5, err_msg=name)
     assert found.summary.loc["siid", "r2"] == pytest.approx(direct["r2"].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_spots_per_cell", [1, 2])
+def test_types_are_compared_with_those_that_are_known(simulated, n_spots_per_cell):
+    mine, above = simulated[0].copy(), simulated[1].copy()
+    model = pair_model(n_cells=3000, n_genes=40, n_panel=40, n_types=4, mean_total=60.0, seed=1)
+    above.obsm["known"] = model.spots(0, model.n_spots).type_total
+    above.obsm["known"][5] = 0
+    options = {**FAST, "entropy_passes": 5, "convergence_passes": 40}
+    options["n_spots_per_cell"] = n_spots_per_cell
+    folds = {"n_folds": 5, "folds": [3]}
+    found = quietly(mine, spots=above, proportions="known", **options, **folds)
+    without = quietly(mine, spots=above, **options, **folds)
+    pd.testing.assert_frame_equal(found.scores, without.scores)
+    assert without.types is None
+    genes = list(found.scores["gene"].unique())
+    stdist.tl.siid(mine, spots=above, held_out=genes, controls=False, **options)
+    factors = mine.uns["siid"]["factors"]
+    assert list(found.types["assignment"]) == ["soft", "hard"]
+    for row, kind in enumerate(("spot_proportion", "spot_proportion_hard")):
+        js, _ = matched_js(above.obsm["known"], factors[kind].values)
+        assert np.isnan(js[5])
+        assert found.types["js"][row] == pytest.approx(np.nanmean(js), rel=1e-6)
+        assert found.types["n_spots"][row] == np.isfinite(js).sum()
+    assert found.types["js"].max() < 0.2
+
+
+@pytest.mark.parametrize("wrong", [np.full((1, 4), -1.0), np.full((1, 2), "a")])
+def test_known_proportions_that_are_none_are_refused(simulated, wrong):
+    mine, above = simulated[0], simulated[1].copy()
+    above.obsm["known"] = np.repeat(wrong, above.n_obs, axis=0)
+    with pytest.raises(InputError, match="known") as caught:
+        quietly(mine, spots=above, proportions="known", **FAST)
+    assert caught.value.code.startswith("proportions-")
 
 
 def test_a_store_gives_the_same_for_any_blocks_and_is_left_alone(simulated, tmp_path, client):
@@ -206,6 +246,7 @@ def test_a_control_that_is_as_good_is_told(shared):
         ("parameter-range", {"folds": ["first"]}),
         ("parameter-range", {"n_neighbors": 0}),
         ("parameter-range", {"held_out": ["g00"]}),
+        ("parameter-range", {"deconvolve": True}),
         ("gene-absent", {"fold_of_gene": {"g00": 0, "nothing": 1}}),
     ],
 )

@@ -12,6 +12,7 @@ from stdist.methods.run import run_program
 from stdist.methods.siid.align_program import align_program
 from stdist.methods.siid.align_spec import AlignSpec
 from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.spec import number_of_factors
 
 
 class Alignment(NamedTuple):
@@ -28,9 +29,11 @@ class Alignment(NamedTuple):
     message: str
 
 
-def build_siid_align(data: str, spots: str, **parameters: Any) -> Program:
+def build_siid_align(
+    data: str, spots: str, n_factors: int | None = None, **parameters: Any
+) -> Program:
     """Build the program of a recorded run."""
-    spec = AlignSpec(**parameters)
+    spec = AlignSpec(n_factors=number_of_factors(n_factors), **parameters)
     return align_program(Pair(StoreData(data), StoreData(spots), spec), spec)
 
 
@@ -38,7 +41,7 @@ def siid_align(
     data: Any,
     *,
     spots: Any,
-    n_factors: int,
+    n_factors: int | None = None,
     layer: str | None = None,
     spots_layer: str | None = None,
     spatial_key: str = "spatial",
@@ -69,7 +72,7 @@ def siid_align(
     data, spots, layer, spots_layer, spatial_key, spots_spatial_key, transform, max_distance
         As of `stdist.tl.siid`; the slides must roughly lie on each other already.
     n_factors
-        Number of factors of the cells.
+        Number of factors of the cells; default: 20.
     max_shift
         Largest shift that is tried, in um.
     max_angle
@@ -108,7 +111,7 @@ def siid_align(
     Warns
     -----
     StdistWarning
-        If the move is not recovered, and why.
+        If `n_factors` is not given, or the move is not recovered, and why.
 
     Notes
     -----
@@ -127,7 +130,7 @@ def siid_align(
     >>> found.recovered, found.transform  # doctest: +SKIP
     """
     spec = AlignSpec(
-        n_factors=n_factors,
+        n_factors=number_of_factors(n_factors),
         layer=layer,
         spots_layer=spots_layer,
         spatial_key=spatial_key,

@@ -80,15 +80,17 @@ class EdgeBound(Bound):
             recalls=(*TILE, "edges"),
             updates=(f"{name}_rows", f"{name}_sizes"),
         )
-        return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
+        return [begin, self._loop(name, name, f"{name}_begin", passes, converged, entropy)]
 
-    def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
-        of = name.removesuffix("_hard")
+    def _loop(
+        self, fit: str, name: str, initial: str, passes: int, converged: Any, entropy: float = 0.0
+    ) -> Loop:
         common = {"rows": self.places, "workspace": self.tile}
-        mine = ("origin", "edges", f"{of}_rows", f"{of}_sizes")
-        settings = self._settings(name, entropy)
+        mine = ("origin", "edges", f"{fit}_rows", f"{fit}_sizes")
+        settings = self._settings(fit, entropy)
         load = self._loadings(
             f"{name}_load",
+            fit,
             name,
             finalize=partial(by_number, n_spots=self.n_spots),
             partial_bytes=self.spot_bytes,
@@ -110,7 +112,7 @@ class EdgeBound(Bound):
             f"{name}_pass",
             improve_edges,
             uses=(explain.name, name),
-            options={"name": name, "of": of, "explain": explain.name, "settings": settings},
+            options={"name": name, "of": fit, "explain": explain.name, "settings": settings},
             finalize=partial(
                 advance_edges,
                 name=name,
@@ -122,28 +124,28 @@ class EdgeBound(Bound):
             partial_bytes=self.global_bytes,
             nanoseconds=self.cell_entries * self.n_factors * 6.0,
             recalls=("cells", *mine),
-            updates=(f"{of}_rows", f"{of}_sizes"),
+            updates=(f"{fit}_rows", f"{fit}_sizes"),
             **common,
         )
         return Loop(name, (load, explain, improve), initial, converged, self.steps * passes)
 
-    def _loadings(self, stage: str, name: str, **what: Any) -> Reduce:
-        of = name.removesuffix("_hard")
+    def _loadings(self, stage: str, fit: str, name: str, **what: Any) -> Reduce:
         return Reduce(
             stage,
             load_edges,
             uses=(name,),
-            options={"name": name, "of": of},
+            options={"name": name, "of": fit},
             combine=add_by_group,
             rows=self.places,
             workspace=self.tile,
-            recalls=("origin", "edges", f"{of}_rows", f"{of}_sizes"),
+            recalls=("origin", "edges", f"{fit}_rows", f"{fit}_sizes"),
             **what,
         )
 
     def _spot_loadings(self) -> Reduce:
         found = self._loadings(
             "spot_loadings",
+            DECONVOLVED,
             f"{DECONVOLVED}_hard",
             finalize=partial(shares_by_number, n_spots=self.n_spots),
             partial_bytes=2 * self.spot_bytes,

@@ -39,11 +39,13 @@ class HoldoutScores(NamedTuple):
 
     ``scores``: one row per held-out gene and method, with its ``fold``. ``summary``: one row per
     method, means over the genes, and how it compares. ``notes``: what the user should know.
+    ``types``: where proportions are given, the divergence of those found in each fold.
     """
 
     scores: pd.DataFrame
     summary: pd.DataFrame
     notes: list[str]
+    types: pd.DataFrame | None = None
 
 
 def siid_holdout(
@@ -56,6 +58,7 @@ def siid_holdout(
     fold_of_gene: Mapping[str, int] | None = None,
     controls: bool = True,
     n_neighbors: int = 10,
+    proportions: str | None = None,
     key_added: str | None = "siid_holdout",
     rng: int = 0,
     client: Any = None,
@@ -89,6 +92,10 @@ def siid_holdout(
         scored too: about twice the time.
     n_neighbors
         Cells in the baselines that average over neighbours, the cell itself among them.
+    proportions
+        Entry of the spots' ``obsm``, ``(n_spots, n_types)``, with shares or counts of types that
+        are known: then types are told in every fold, too, and compared with them. Spots with zeros
+        or NaN take no part.
     key_added
         ``uns[key_added]`` of the cells: parameters, scores, summary and notes, all at once at the
         end; None: nowhere. The report of a fit with the key ``siid`` shows ``siid_holdout``.
@@ -108,8 +115,9 @@ def siid_holdout(
         ``scores`` has the columns ``fold``, ``gene``, ``method``, ``r2`` (squared Pearson
         correlation between imputed means and counts over all cells; 0 where one is constant),
         ``pearson``, ``ssim`` (structural similarity of both divided by their maxima), ``rmse``
-        (of z-scores) and ``symmetrised_kl`` (nat, of both as distributions over the cells; NaN
-        without counts; called "js" in the SIID release).
+        (of z-scores), ``js`` (Jensen-Shannon divergence, nat, of both as distributions over the
+        cells; NaN without counts or means) and ``symmetrised_kl`` (the mean of their two
+        Kullback-Leibler divergences, called "js" in the SIID release).
 
         ``summary`` has one row per method: number of ``genes``, means of the scores, ``advantage``
         (mean R2 of ``siid`` minus that of the method), ``seed_range`` (of the two fits: largest
@@ -122,10 +130,16 @@ def siid_holdout(
         `n_neighbors` nearest cells in log ``expression`` or ``space``; ``total``, the cell's
         total alone.
 
+        ``types``, with `proportions`, has the columns ``fold``, ``assignment`` (``soft``, or
+        ``hard`` where each cell is of its most probable type), ``js`` (mean over the spots of the
+        Jensen-Shannon divergence, nat, after factors are matched to types by the Hungarian
+        algorithm, see `stdist.metrics.matched_js`) and ``n_spots``.
+
     Raises
     ------
     InputError
-        As of `stdist.tl.siid`; or if folds are none of the shared genes'.
+        As of `stdist.tl.siid`; or if folds are none of the shared genes', or known proportions are
+        no table, negative or infinite.
 
     Warns
     -----
@@ -154,7 +168,7 @@ def siid_holdout(
     """
     chosen = {"n_factors": number_of_factors(n_factors), "n_folds": n_folds, "folds": folds}
     chosen |= {"fold_of_gene": fold_of_gene, "controls": controls, "n_neighbors": n_neighbors}
-    chosen |= {"rng": rng, **options}
+    chosen |= {"proportions": proportions, "rng": rng, **options}
     cells, above = open_data(data), open_data(spots)
     where = {"client": client, "block_length": block_length, "progress": progress}
     if key_added is not None:

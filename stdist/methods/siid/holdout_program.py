@@ -10,24 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from stdist.graph import Each, Program, Rearrange, Reduce, State, by_name, scoped
+from stdist.graph import Each, Program, Rearrange, Reduce, State, add, by_name, scoped
 from stdist.methods.checks import wrong_parameter
 from stdist.methods.data import Data
 from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.fit import TILE
 from stdist.methods.siid.holdout_folds import chosen_folds
-from stdist.methods.siid.holdout_results import holdout_results
+from stdist.methods.siid.holdout_results import JS, holdout_results
 from stdist.methods.siid.holdout_tiles import (
+    NEAR,
     NEIGHBORS,
     QUERIES,
     STREAMED,
+    all_neighbors,
+    diverge_neighbors,
+    diverge_tile,
+    find_neighbors,
     merge_all,
     merged,
     place_cells_and_answers,
     sample_answers,
     score_neighbors,
     score_tile,
+    sum_all,
 )
+from stdist.methods.siid.holdout_types import known_proportions
 from stdist.methods.siid.laid_out import FLOAT
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.program import Bound
@@ -49,6 +56,7 @@ def holdout_program(
     fold_of_gene: Mapping[str, int] | None = None,
     controls: bool = True,
     n_neighbors: int = 10,
+    proportions: str | None = None,
     target: Path | None = None,
     **options: Any,
 ) -> Program:
@@ -59,12 +67,16 @@ def holdout_program(
     InputError
         As of `stdist.tl.siid_holdout`.
     """
-    if options.pop("held_out", None) is not None:
-        remedy = "nothing: folds say what is held out"
-        raise wrong_parameter("siid_holdout", "held_out", "given", remedy)
+    for name, remedy in (
+        ("held_out", "nothing: folds say what is held out"),
+        ("deconvolve", "nothing: types are told where their proportions are given"),
+    ):
+        if options.pop(name, None):
+            raise wrong_parameter("siid_holdout", name, "given", remedy)
     if n_neighbors < 1:
         raise wrong_parameter("siid_holdout", "n_neighbors", n_neighbors, "at least 1")
-    whole = Pair(cells, spots, SiidSpec(**{"deconvolve": False, **options}))
+    whole = Pair(cells, spots, SiidSpec(**options, deconvolve=proportions is not None))
+    known = None if proportions is None else known_proportions(spots, proportions)
     genes_of = chosen_folds(whole, n_folds, folds, fold_of_gene, whole.spec.rng)
     kind = EdgeFold if whole.spec.n_spots_per_cell > 1 else Fold
     base = kind(whole, controls=controls, n_neighbors=n_neighbors)
@@ -80,6 +92,7 @@ def holdout_program(
         "folds": list(genes_of),
         "controls": controls,
         "n_neighbors": n_neighbors,
+        "proportions": proportions,
         **options,
     }
     parameters = {"spots": str(spots.path)}
@@ -100,6 +113,7 @@ def holdout_program(
             genes_of=genes_of,
             n_solutions=whole.spec.n_solutions,
             controls=controls,
+            known=known,
             notes=[*whole.notes, *(_sampled(base) if controls else [])],
         ),
         result_keys=(f"uns/{key_added}",),
@@ -140,21 +154,35 @@ class Fold(Bound):
     def stages(self) -> tuple[list[Any], dict[str, State]]:
         """Stages after the layout, and the states that they keep."""
         _, *placing = self.lay_out()
-        stages: list[Any] = [*placing, *self._solutions()]
-        stages.append(self._score(controls=self.controls))
+        stages: list[Any] = [*placing, *self._solutions(), *self._scores(controls=self.controls)]
+        if self.spec.deconvolve:
+            stages += [*self._deconvolve(), self._spot_loadings()]
         if not self.controls:
             return stages, self.states()
         sample = self._restarts()[0]
         if self.spec.solver == "adam":  # whose runs take no sample
             stages.append(sample)
         stages += self._neighbors(sample)
-        permuted, states = self.permuted([self._score(controls=False)])
+        alone = self.pair.like(deconvolve=False)
+        control = type(self)(alone, controls=False, n_neighbors=self.n_neighbors)
+        permuted, states = control.permuted(control._scores(controls=False))
         return stages + permuted, self.states() | states
 
     def states(self) -> dict[str, State]:
         """With what is known of the held-out genes."""
         answers = State((len(self.held),), "float32", entries=self.held_entries)
         return {**super().states(), "answers": answers, "xy": State((2,), "float64")}
+
+    def _scores(self, *, controls: bool) -> list[Reduce]:
+        score = self._score(controls=controls)
+        diverge = replace(
+            score,
+            name=score.name + JS,
+            kernel=diverge_tile,
+            uses=(*score.uses, score.name),
+            combine=add,
+        )
+        return [score, diverge]
 
     def _score(self, *, controls: bool) -> Reduce:
         n_estimates = 1 + len(self.solutions) + (len(STREAMED) if controls else 0)
@@ -182,6 +210,30 @@ class Fold(Bound):
         appended = ("xy", *(f"answers_{part}" for part in ("data", "genes", "lengths")))
         answers = int(rows * (12 * self.held_entries + 3 * FLOAT))
         most = min(rows, self.pair.cells.n_obs)
+        common: dict[str, Any] = {"n_items": -(-most // QUERIES)}
+        opened = 3 * (sample.partial_bytes + answers)
+        neighbors = Each(
+            "neighbors",
+            find_neighbors,
+            uses=("sample", "sample_answers"),
+            options={"n_panel": self.pair.n_panel, "n_neighbors": self.n_neighbors},
+            workspace=TileWorkspace(0, opened),
+            nanoseconds=QUERIES * rows * self.cell_entries,
+            collect=all_neighbors,
+            **common,
+        )
+        found = len(NEAR) * self.n_neighbors * FLOAT * rows
+        scores = QUERIES * FLOAT * (_COPIES + len(NEIGHBORS)) * len(self.held)
+        score = Each(
+            "score_neighbors",
+            score_neighbors,
+            uses=("sample", "sample_answers", "neighbors"),
+            options={"n_panel": self.pair.n_panel},
+            workspace=TileWorkspace(0, opened + found + scores),
+            nanoseconds=QUERIES * self.n_neighbors * 100.0,
+            collect=merge_all,
+            **common,
+        )
         return [
             Reduce(
                 "sample_answers",
@@ -193,19 +245,14 @@ class Fold(Bound):
                 rows=self.places,
                 recalls=("answers", "xy", "origin"),
             ),
-            Each(
-                "neighbors",
-                score_neighbors,
-                uses=("sample", "sample_answers"),
-                options={"n_panel": self.pair.n_panel, "n_neighbors": self.n_neighbors},
-                workspace=TileWorkspace(
-                    0,
-                    3 * (sample.partial_bytes + answers)
-                    + QUERIES * FLOAT * (_COPIES + len(NEIGHBORS)) * len(self.held),
-                ),
-                nanoseconds=QUERIES * rows * self.cell_entries,
-                n_items=-(-most // QUERIES),
-                collect=merge_all,
+            neighbors,
+            score,
+            replace(
+                score,
+                name=score.name + JS,
+                kernel=diverge_neighbors,
+                uses=(*score.uses, score.name),
+                collect=sum_all,
             ),
         ]
 

@@ -11,8 +11,11 @@ import pandas as pd
 from stdist.kernels.imputation_scores import gene_scores
 from stdist.methods.siid.held_out import PERMUTED, verdicts
 from stdist.methods.siid.holdout_tiles import NEIGHBORS, STREAMED
+from stdist.methods.siid.holdout_types import types_table
 
-SCORES = ("r2", "pearson", "ssim", "rmse", "symmetrised_kl")
+SCORES = ("r2", "pearson", "ssim", "rmse", "js", "symmetrised_kl")
+JS = "_js"
+"""Ends the names of the stages that need the totals of another one."""
 SINGLE = "solution"
 
 
@@ -25,17 +28,18 @@ def holdout_results(
     notes: list[str],
     *,
     controls: bool,
+    known: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Tables of all folds, from the sums that their stages made."""
     single = [f"{SINGLE} {number}" for number in range(n_solutions)]
     parts = {"score": ["siid", *single, *(STREAMED if controls else ())]}
     if controls:
-        parts |= {"neighbors": list(NEIGHBORS), f"{PERMUTED}.score": [PERMUTED, *single]}
+        parts |= {"score_neighbors": list(NEIGHBORS), f"{PERMUTED}.score": [PERMUTED, *single]}
     tables, ranges = [], []
     for fold, genes in genes_of.items():
         for part, methods in parts.items():
-            sums = values[f"fold{fold}.{part}"]
-            found = pd.DataFrame(gene_scores(sums)).assign(
+            sums, js = values[f"fold{fold}.{part}"], values[f"fold{fold}.{part}{JS}"]
+            found = pd.DataFrame(gene_scores(sums) | js).assign(
                 fold=fold, gene=genes * len(methods), method=np.repeat(methods, len(genes))
             )
             alone = found["method"].isin(single)
@@ -46,14 +50,15 @@ def holdout_results(
     scores = pd.concat(tables, ignore_index=True)[["fold", "gene", "method", *SCORES]]
     summary = summarise(scores, pd.DataFrame(ranges, columns=["method", "range"]))
     told = [*notes, *verdicts(summary)]
-    return {
-        key: {
-            "params": dict(parameters),
-            "scores": scores,
-            "summary": summary,
-            "notes": told or None,
-        }
+    found_all = {
+        "params": dict(parameters),
+        "scores": scores,
+        "summary": summary,
+        "notes": told or None,
     }
+    if known is not None:
+        found_all["types"] = types_table(values, genes_of, known)
+    return {key: found_all}
 
 
 def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
@@ -68,11 +73,17 @@ def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(beaten=beaten.where(summary.index != "siid"))
 
 
-def kept_tables(found: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Scores, summary and notes as they were made, whatever a store has made of them."""
+def kept_tables(
+    found: Mapping[str, Any],
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str], pd.DataFrame | None]:
+    """Scores, summary, notes and types as they were made, whatever a store has made of them."""
     scores, summary = found["scores"].reset_index(drop=True), found["summary"]
     scores = scores.astype({"fold": int, "gene": object, "method": object})
     index = pd.Index([str(name) for name in summary.index], dtype=object, name="method")
     summary = summary.set_axis(index).astype({"genes": int, "beaten": "boolean"})
     notes = found.get("notes")
-    return scores, summary, [] if notes is None else [str(note) for note in np.atleast_1d(notes)]
+    listed = [] if notes is None else [str(note) for note in np.atleast_1d(notes)]
+    types = found.get("types")
+    if types is not None:
+        types = types.reset_index(drop=True).astype({"fold": int, "assignment": object})
+    return scores, summary, listed, types

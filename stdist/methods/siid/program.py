@@ -256,16 +256,19 @@ class Bound(LaidOut):
                 finalize=partial(first_parts, number=number, **common),
                 partial_bytes=n_parts * self.global_bytes,
             )
-        return [begin, self._loop(name, f"{name}_begin", passes, converged, entropy)]
+        return [begin, self._loop(name, name, f"{name}_begin", passes, converged, entropy)]
 
     @property
     def n_parts(self) -> int:
         """Parts of the tiles in a pass, of at least one each."""
         return min(self.spec.updates_per_pass, max(1, -(-self.places // TILE_ROWS)))
 
-    def _loop(self, name: str, initial: str, passes: int, converged: Any, entropy: float) -> Loop:
-        spec, settings, n_parts = self.spec, self._settings(name, entropy), self.n_parts
-        state = f"{name.removesuffix('_hard')}_rows"
+    def _loop(
+        self, fit: str, name: str, initial: str, passes: int, converged: Any, entropy: float = 0.0
+    ) -> Loop:
+        """Passes, by a name of their own, that go on with a fit from where `initial` left it."""
+        spec, settings, n_parts = self.spec, self._settings(fit, entropy), self.n_parts
+        state = f"{fit}_rows"
         common = {
             "n_panel": self.pair.n_panel,
             "settings": settings,
@@ -314,7 +317,8 @@ class Bound(LaidOut):
             return [AdamRuns(self).take(hard, f"{DECONVOLVED}_rows", 0)]
         converged = partial(settled, window=self.steps * WINDOW)
         stages = self._fit(DECONVOLVED, "chosen", 0, spec.convergence_passes, converged)
-        stages.append(self._loop(hard, DECONVOLVED, spec.entropy_passes, never, spec.entropy))
+        passes = spec.entropy_passes
+        stages.append(self._loop(DECONVOLVED, hard, DECONVOLVED, passes, never, spec.entropy))
         return stages
 
     def _spot_loadings(self) -> Reduce:

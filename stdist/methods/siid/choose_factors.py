@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from stdist.graph import Program
 from stdist.methods.checks import wrong_parameter
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
-from stdist.methods.siid.choose_program import ChoiceProgram
+from stdist.methods.siid.choose_factors_program import ChoiceProgram
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.spec import SiidSpec
 
@@ -21,7 +22,7 @@ def build_siid_choose_factors(
     data: str, spots: str, n_factors: list[int] | None = None, **parameters: Any
 ) -> Program:
     """Build the program of a recorded run."""
-    return _program(StoreData(data), StoreData(spots), _ascending(n_factors), parameters)
+    return _program(StoreData(data), StoreData(spots), _candidates(n_factors), parameters)
 
 
 def siid_choose_factors(
@@ -118,7 +119,7 @@ def siid_choose_factors(
     --------
     >>> siid_choose_factors("xenium.zarr", spots="visium.zarr")  # doctest: +SKIP
     """
-    candidates = _ascending(n_factors)
+    candidates = _candidates(n_factors)
     parameters = {
         "layer": layer,
         "spots_layer": spots_layer,
@@ -153,10 +154,20 @@ def _program(
     return ChoiceProgram(pair, candidates).program()
 
 
-def _ascending(given: Any) -> list[int]:
-    """Numbers as given in a call, or as text on the command line."""
+def _candidates(given: Any) -> list[int]:
+    return ascending("siid_choose_factors", "n_factors", given, CANDIDATES)
+
+
+def ascending(program: str, name: str, given: Any, default: Sequence[int]) -> list[int]:
+    """Numbers as given in a call, or as text on the command line.
+
+    Raises
+    ------
+    InputError
+        If they are no ascending list of whole numbers from 1.
+    """
     if given is None:
-        return list(CANDIDATES)
+        return list(default)
     try:
         numbers = [int(value) for value in given]
     except (TypeError, ValueError):
@@ -164,5 +175,5 @@ def _ascending(given: Any) -> list[int]:
     whole = all(isinstance(value, (Integral, str)) for value in given) if numbers else False
     if not whole or numbers[0] < 1 or numbers != sorted(set(numbers)):
         remedy = "whole numbers in ascending order, from 1"
-        raise wrong_parameter("siid_choose_factors", "n_factors", given, remedy)
+        raise wrong_parameter(program, name, given, remedy)
     return numbers

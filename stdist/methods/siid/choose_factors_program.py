@@ -6,6 +6,7 @@ independent Poisson counts. What fits the first and is no noise also explains th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -199,17 +200,27 @@ def _results(values: Any, candidates: list[int], key: str, notes: list[str]) -> 
     fits = values["fits"]
     best = int(fits["deviance"].argmin())
     within = int(np.flatnonzero(fits["above_best"] <= fits["standard_error"])[0])
-    found = list(notes)
-    if best in (0, len(candidates) - 1) and len(candidates) > 1:
-        found.append(
-            f"[choice-at-edge] {candidates[best]} is the {'last' if best else 'first'} number of "
-            "factors that was tried: the best may lie beyond"
-        )
-    if within < best:
-        found.append(
-            f"[fewer-factors] {candidates[within]} factors are within one standard error of "
-            f"{candidates[best]}"
-        )
+    found = [*notes, *choice_notes("factors", candidates, best, within)]
     table = pd.DataFrame({name: np.asarray(column) for name, column in fits.items()})
     table.insert(0, "n_factors", candidates)
     return {f"uns/{key}": {"n_factors": candidates[best], "table": table, "notes": found or None}}
+
+
+def choice_notes(what: str, candidates: Sequence[int], best: int, within: int) -> list[str]:
+    """Say where the best candidate is at the edge, and which smaller one is as good.
+
+    `best` and `within` are the places of the best candidate and of the first one that is within
+    one standard error of it.
+    """
+    notes = []
+    if best in (0, len(candidates) - 1) and len(candidates) > 1:
+        notes.append(
+            f"[choice-at-edge] {candidates[best]} is the {'last' if best else 'first'} number of "
+            f"{what} that was tried: the best may lie beyond"
+        )
+    if within < best:
+        notes.append(
+            f"[fewer-{what}] {candidates[within]} {what} are within one standard error of "
+            f"{candidates[best]}"
+        )
+    return notes

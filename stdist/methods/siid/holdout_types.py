@@ -1,0 +1,55 @@
+"""Types of the spots that a hold-out tells, against proportions that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stdist.kernels.imputation_scores import matched_js
+from stdist.methods.data import Data
+from stdist.store import InputError
+
+KINDS = ("soft", "hard")
+
+
+def known_proportions(spots: Data, key: str) -> np.ndarray:
+    """Proportions of the spots, ``(n_spots, n_types)`` float64; NaN or zeros where not known.
+
+    Raises
+    ------
+    InputError
+        If they are no table, or negative, or infinite.
+    """
+    source = spots.embedding(key)
+    place = f"obsm {key!r} of {spots.place}"
+    if len(source.shape) != 2 or np.dtype(source.dtype).kind not in "biuf":
+        raise InputError(
+            "proportions-shape",
+            f"known proportions have shape {source.shape} and dtype {source.dtype}",
+            place=place,
+            remedy="give numbers of shape (n_spots, n_types)",
+        )
+    values = np.asarray(source.read(0, spots.n_obs), np.float64)
+    wrong = np.flatnonzero(((values < 0) | np.isinf(values)).any(axis=1))
+    if len(wrong):
+        raise InputError(
+            "proportions-negative",
+            f"{len(wrong)} spots have proportions that are negative or infinite",
+            place=f"{place}, row {wrong[0]}",
+            remedy="give shares or counts of each type, NaN or zeros where they are not known",
+        )
+    return values
+
+
+def types_table(values: Mapping[str, Any], folds: Iterable[int], known: np.ndarray) -> pd.DataFrame:
+    """Mean Jensen-Shannon divergence (nat) of the spots in every fold, and of how many."""
+    rows = []
+    for fold in folds:
+        found = values[f"fold{fold}.spot_loadings"]
+        for kind in KINDS:
+            js, _ = matched_js(known, found[kind])
+            rows.append((fold, kind, np.nanmean(js), np.isfinite(js).sum()))
+    return pd.DataFrame(rows, columns=["fold", "assignment", "js", "n_spots"])
