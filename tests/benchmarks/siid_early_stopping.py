@@ -1,9 +1,9 @@
 """Early stopping of SIID on inner held-out genes, scored on outer ones: one Markdown table.
 
-Run ``python -m tests.benchmarks.siid_early_stopping [--folds 0 1 2 3] [--seed 0]`` in the root of
-the repository. For each recorded fold of a pair its genes are taken out of the cells, and
-`stdist.tl.siid_choose_passes` chooses the number of passes on a tenth of the others; then the fold
-is scored with this number, and with fixed ones.
+Run ``python -m tests.benchmarks.siid_early_stopping [--pairs sim_h8 breast] [--folds 0 1 2 3]
+[--inner 1] [--seed 0]`` in the root of the repository. For each recorded fold of a pair its genes
+are taken out of the cells, and `stdist.tl.siid_choose_passes` chooses the number of passes on as
+many inner tenths of the others; then the fold is scored with this number, and with fixed ones.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ def pairs() -> Iterator[tuple[str, anndata.AnnData, anndata.AnnData, dict[str, i
 
 
 def row(
-    cells: anndata.AnnData, spots: anndata.AnnData, folds: dict[str, int], fold: int, **fit: Any
+    cells: anndata.AnnData,
+    spots: anndata.AnnData,
+    folds: dict[str, int],
+    fold: int,
+    inner_folds: list[int],
+    **fit: Any,
 ) -> dict[str, float]:
     """Passes chosen on inner genes, and R2 of the fold's genes with them and with fixed ones."""
     others = [name for name in cells.var_names if folds.get(name) != fold]
     inner = cells[:, others].copy()
-    stdist.tl.siid_choose_passes(inner, spots=spots, **fit)
+    stdist.tl.siid_choose_passes(inner, spots=spots, folds=inner_folds, **fit)
     found = inner.uns["siid_passes"]
     r2 = {}
     for passes in sorted({found["passes"], *FIXED}):
@@ -65,14 +70,18 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--pairs", nargs="+", default=["sim_h8", "breast"])
+    parser.add_argument("--inner", type=int, default=1, help="inner folds, of 10")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", StdistWarning)
     rows = []
     for name, cells, spots, folds, n_factors in pairs():
-        own = []
+        if name not in arguments.pairs:
+            continue
+        own, fit = [], {"n_factors": n_factors, "rng": arguments.seed}
         for fold in arguments.folds:
-            found = row(cells, spots, folds, fold, n_factors=n_factors, rng=arguments.seed)
+            found = row(cells, spots, folds, fold, list(range(arguments.inner)), **fit)
             own.append({"pair": name, "fold": str(fold), **found})
             print(own[-1], flush=True)
         means = pd.DataFrame(own).drop(columns=["pair", "fold"]).mean()
