@@ -225,6 +225,15 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
     assert "spots permuted" in page.read_text()
     code, text = run("verify", cells, capsys=capsys)
     assert "0 damaged" in text.out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StdistWarning)  # one of two is at the edge
+        what = ["siid_choose_passes", "--cells", cells, "--spots", spots, "--n-factors", 3,
+                "--passes", "1,2", "--n-restarts", 1, "--n-solutions", 1,
+                "--folds", "0", "--workers", 1]  # fmt: skip
+        code, text = run("run", *what, capsys=capsys)
+    assert code == 0, text.err
+    chosen = int(anndata.read_zarr(cells).uns["siid_passes"]["passes"])
+    assert text.out.split("\n")[:2] == [f"passes: {chosen}", str(cells)]
 
 
 def test_the_first_of_two_stores_by_place_or_by_option(cohort, tmp_path, capsys):

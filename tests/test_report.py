@@ -301,6 +301,10 @@ def test_a_hold_out_is_set_beside_its_controls_in_the_report_of_the_fit(pair, tm
     for page in pages:  # of the fit, and of the scoring itself
         assert "Against simple controls" in page.headings
         assert "stdist measure" not in page.text
+        assert "held out of a smaller fit beside this one" in page.text
+        text = "The hold-out below has other parameters than the fit. n_factors: 1, in the fit 3"
+        assert text in page.text
+        assert f"passes: 1, in the fit {FIT['passes']}" in page.text
         assert page.images == 4
         for _, row in found.summary.iterrows():
             assert html.number(row["r2"]) in page.text
@@ -320,6 +324,17 @@ def test_a_hold_out_is_set_beside_its_controls_in_the_report_of_the_fit(pair, tm
     changed.parameters |= {"spots_model": "negative_binomial", "shrink": False}
     changed.parameters |= {"updates_per_pass": 1}
     assert "--spots-model negative_binomial --no-shrink --transform" in holdout_command(changed)
+
+
+def test_a_hold_out_without_a_fit_has_a_report_of_its_scores(pair, tmp_path):
+    cells = shutil.copytree(pair[0], tmp_path / "cells.zarr")
+    few = {**FIT, "key_added": "alone", "n_folds": 4, "folds": [1], "progress": False}
+    few["proportions"] = "true_type_total"
+    found = quietly(stdist.tl.siid_holdout, cells, spots=pair[1], **few)
+    page = Page(write_report(run_folders(cells)[-1]))
+    assert page.headings.count("Against simple controls") == 1
+    for value in (*found.summary["r2"], *found.types["js"]):
+        assert html.number(value) in page.text
 
 
 def test_nothing_to_draw_without_controls(pair):

@@ -15,6 +15,8 @@ from stdist.report.run import RunFacts
 from stdist.report.siid_answers import siid_answers
 from stdist.store import StdistWarning, Store
 
+pytestmark = pytest.mark.filterwarnings("ignore::stdist.store.StdistWarning")
+
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):

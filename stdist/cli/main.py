@@ -234,7 +234,12 @@ def _public(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+ANSWERS = {"siid_choose_factors": "n_factors", "siid_choose_passes": "passes"}
+"""Programs that find a number, and its name."""
+
+
 def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
+    from stdist.graph import RunRecord
     from stdist.methods.registry import PROGRAMS
     from stdist.store import Store
 
@@ -249,6 +254,9 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
         )
         if report and PROGRAMS[name].kind == "method":
             _report_if_possible(folder, active.client)
+    if name in ANSWERS:
+        found = Store(store).uns(RunRecord(folder).read_json("run.json")["parameters"]["key_added"])
+        click.echo(f"{ANSWERS[name]}: {int(found[ANSWERS[name]])}")
     _done(store)
 
 

@@ -22,7 +22,7 @@ PLACED = ("layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_dista
 FITTED = (
     *("n_solutions", "n_restarts", "sample_cells", "passes", "solver", "learning_rate", "epochs"),
     *("entropy_schedule", "spots_model", "spot_scale", "platform_scaling", "shrink", "l2"),
-    *("n_spots_per_cell", "updates_per_pass"),
+    *("n_spots_per_cell", "updates_per_pass", "rng"),
 )
 """Parameters that say how it is fitted, which it must share too."""
 NAMES = {
@@ -45,18 +45,47 @@ LABELS = NAMES | ALONE
 
 
 def controls(facts: RunFacts, pictures: bool) -> str:
-    """Scores of genes held out: of the stored hold-out, else of the fit, else how to get them."""
+    """Scores of genes held out: of the fit, and of the stored hold-out or how to get it."""
     assert facts.data is not None
     key = f"{facts.parameters['key_added']}_holdout"
+    own = _of_the_fit(facts)
     try:
         kept = kept_scores(facts.data, key)
     except InputError:
-        return _of_the_fit(facts)
-    return _of_the_holdout(facts.data, key, kept, pictures)
+        text = (
+            "This command scores all genes of the panel in folds, beside more controls:"
+            if own
+            else "How well this fit imputes genes is not known; this command tells, for genes held "
+            "out in folds:"
+        )
+        return "".join([*own, html.paragraph(text), html.commands([holdout_command(facts)])])
+    other = [html.warnings_list(found)] if (found := _differences(facts, kept["params"])) else []
+    return "".join([*own, *other, of_the_holdout(facts.data, key, kept, pictures)])
 
 
-def _of_the_fit(facts: RunFacts) -> str:
-    """Genes held out of the fit or of one beside it, and the command that scores all of them."""
+def _differences(facts: RunFacts, params: Mapping[str, Any]) -> list[str]:
+    """Parameters that a hold-out does not share with the fit, in words."""
+    default = SiidSpec(n_factors=1)
+    found = []
+    for name in ("spots", "n_factors", *FITTED, *PLACED):
+        usual = getattr(default, name, None)
+        mine, its = (
+            np.ravel(usual if (value := given.get(name)) is None else value).tolist()
+            for given in (facts.parameters, params)
+        )
+        if mine != its:
+            found.append(f"{name}: {_listed(its)}, in the fit {_listed(mine)}")
+    if not found:
+        return []
+    return [f"The hold-out below has other parameters than the fit. {'; '.join(found)}."]
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _of_the_fit(facts: RunFacts) -> list[str]:
+    """Genes held out of the fit or of one beside it."""
     parts = []
     table, of = facts.written.get("held_out"), "this fit"
     if table is None:
@@ -80,14 +109,7 @@ def _of_the_fit(facts: RunFacts) -> str:
         head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
         rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
         parts.append(html.table(head, rows))
-        text = "This command scores all genes of the panel in folds, beside more controls:"
-    else:
-        text = (
-            "How well this fit imputes genes is not known; this command tells, for genes held out "
-            "in folds:"
-        )
-    parts.append(html.paragraph(text))
-    return "".join([*parts, html.commands([holdout_command(facts)])])
+    return parts
 
 
 def holdout_command(facts: RunFacts) -> str:
@@ -108,7 +130,8 @@ def holdout_command(facts: RunFacts) -> str:
     return shlex.join(words)
 
 
-def _of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures: bool) -> str:
+def of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures: bool) -> str:
+    """Scores of a stored hold-out."""
     summary, wide = kept["summary"], scores_by_gene(kept["scores"])
     parameters = kept["params"]
     folds = [str(fold) for fold in np.atleast_1d(parameters["folds"])]

@@ -113,7 +113,7 @@ def trial(case: Case, seed: int, **options: Any) -> tuple[bool, float, dict[str,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StdistWarning)
         stdist.tl.siid_align(
-            cells, spots=slide(counted(spots.counts, rng), wrong), n_factors=6, rng=seed, **options
+            cells, spots=slide(counted(spots.counts, rng), wrong), rng=seed, **options
         )
     found = cells.uns["siid_align"]
     there = np.column_stack([wrong, np.ones(len(wrong))]) @ found["best_transform"].T
@@ -121,7 +121,7 @@ def trial(case: Case, seed: int, **options: Any) -> tuple[bool, float, dict[str,
     return found["recovered"], error, found
 
 
-def simulated(names: list[str], seeds: range) -> None:
+def simulated(names: list[str], seeds: range, n_factors: int) -> None:
     """Print one row per case."""
     print(
         "| case | recovered | of these wrong by > 15 um | error of these, median / largest (um) | "
@@ -130,7 +130,7 @@ def simulated(names: list[str], seeds: range) -> None:
     )
     for name in names:
         began = time.process_time()
-        trials = [trial(CASES[name], seed) for seed in seeds]
+        trials = [trial(CASES[name], seed, n_factors=n_factors) for seed in seeds]
         spent = (time.process_time() - began) / len(trials)
         said = [error for recovered, error, _ in trials if recovered]
         refused = [error for recovered, error, _ in trials if not recovered]
@@ -170,9 +170,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs=2, type=int, default=(0, 20))
     parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--n-factors", type=int, default=6)
     parser.add_argument("--real", action="store_true")
     chosen = parser.parse_args()
     if chosen.real:
         real()
     else:
-        simulated(chosen.cases, range(*chosen.seeds))
+        simulated(chosen.cases, range(*chosen.seeds), chosen.n_factors)

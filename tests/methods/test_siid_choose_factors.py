@@ -11,7 +11,9 @@ import stdist
 from stdist.graph import InProcess, start
 from stdist.kernels.pair_simulation import pair_model
 from stdist.methods.registry import build
-from stdist.store import InputError, Store
+from stdist.store import InputError, StdistWarning, Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::stdist.store.StdistWarning")
 
 
 def slides(counts, places, genes):
@@ -33,6 +35,15 @@ def test_the_number_of_types_is_found(shared, rng):
     table = found["table"].set_index("n_factors")
     assert table["loss"].is_monotonic_decreasing  # of the fit's own molecules: no choice
     assert table["above_best"].loc[2] > 5 * table["standard_error"].loc[2]
+
+
+def test_a_choice_at_the_edge_is_warned_of(shared):
+    data = np.load(shared / "fixtures/siid/dataset_tiny.npz")
+    genes = [f"g{i:02d}" for i in range(data["A_X"].shape[1])]
+    mine = slides(data["A_X"], data["cell_xy_um"], genes)
+    above = slides(data["A_V"], data["spot_xy_um"], genes)
+    with pytest.warns(StdistWarning, match="choice-at-edge. 3 is the last number of factors"):
+        stdist.tl.siid_choose_factors(mine, spots=above, n_factors=[2, 3], n_restarts=1)
 
 
 def test_blocks_change_nothing(tmp_path):
@@ -58,7 +69,7 @@ def test_blocks_change_nothing(tmp_path):
         assert found["n_factors"] == mine.uns["siid_factors"]["n_factors"] == 4
 
 
-@pytest.mark.parametrize("wrong", [[], [0, 3], [5, 4], [3, 3], [2.5, 3], ["two"], 7])
+@pytest.mark.parametrize("wrong", [[], [0, 3], [5, 4], [3, 3], [2.5, 3], ["two"], 7, "25"])
 def test_wrong_lists_are_refused(wrong):
     with pytest.raises(InputError, match="n_factors") as caught:
         stdist.tl.siid_choose_factors("absent.zarr", spots="absent.zarr", n_factors=wrong)

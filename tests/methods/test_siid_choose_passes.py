@@ -16,6 +16,8 @@ from stdist.store import InputError, RunStopped, StdistWarning, Store
 from tests.methods.test_siid_choose_factors import slides
 from tests.methods.test_siid_holdout import Counted
 
+pytestmark = pytest.mark.filterwarnings("ignore::stdist.store.StdistWarning")
+
 FAST = {"n_factors": 4, "n_restarts": 2, "n_solutions": 2, "sample_cells": 1024}
 PASSES = [1, 3, 4]
 
@@ -64,9 +66,15 @@ def test_blocks_and_a_kill_change_nothing(simulated, tmp_path, monkeypatch):
     paths = [tmp_path / "cells.zarr", tmp_path / "spots.zarr"]
     for adata, path in zip((mine, above), paths, strict=True):
         stdist.io.write(adata, path)
-    recorded = {**FAST, "passes": PASSES, "data": str(paths[0]), "spots": str(paths[1])}
+    recorded = {
+        **FAST,
+        "passes": PASSES,
+        "folds": [0, 2],
+        "data": str(paths[0]),
+        "spots": str(paths[1]),
+    }
     own = mine.copy()
-    stdist.tl.siid_choose_passes(own, spots=above, passes=PASSES, **FAST)
+    stdist.tl.siid_choose_passes(own, spots=above, passes=PASSES, folds=[0, 2], **FAST)
     expected = own.uns["siid_passes"]["table"].to_numpy()
     for length in (1024, 4096):
         start(
@@ -84,7 +92,7 @@ def test_blocks_and_a_kill_change_nothing(simulated, tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.to_numpy(), expected)
 
 
-@pytest.mark.parametrize("wrong", [[], [0, 3], [5, 4], [2.5, 3], ["two"], 7])
+@pytest.mark.parametrize("wrong", [[], [0, 3], [5, 4], [2.5, 3], ["two"], 7, "25"])
 def test_wrong_lists_are_refused(wrong):
     with pytest.raises(InputError, match="passes") as caught:
         stdist.tl.siid_choose_passes("absent.zarr", spots="absent.zarr", n_factors=3, passes=wrong)
@@ -93,5 +101,7 @@ def test_wrong_lists_are_refused(wrong):
 
 def test_folds_that_are_none_are_refused(simulated):
     mine, above = simulated
-    with pytest.raises(InputError, match="folds"):
-        stdist.tl.siid_choose_passes(mine, spots=above, folds=[10], **FAST)
+    for wrong in ({"folds": [10]}, {"folds": 3}, {"folds": [1.7]}, {"n_folds": 1}):
+        with pytest.raises(InputError, match="folds") as caught:
+            stdist.tl.siid_choose_passes(mine, spots=above, **wrong, **FAST)
+        assert caught.value.place == "siid_choose_passes"

@@ -135,7 +135,9 @@ def test_types_are_compared_with_those_that_are_known(simulated, n_spots_per_cel
     options = {**FAST, "entropy_passes": 5, "convergence_passes": 40}
     options["n_spots_per_cell"] = n_spots_per_cell
     folds = {"n_folds": 5, "folds": [3]}
+    above.obsm["known"] = sparse.csr_matrix(above.obsm["known"])
     found = quietly(mine, spots=above, proportions="known", **options, **folds)
+    above.obsm["known"] = above.obsm["known"].toarray()
     without = quietly(mine, spots=above, **options, **folds)
     pd.testing.assert_frame_equal(found.scores, without.scores)
     assert without.types is None
@@ -151,7 +153,9 @@ def test_types_are_compared_with_those_that_are_known(simulated, n_spots_per_cel
     assert found.types["js"].max() < 0.2
 
 
-@pytest.mark.parametrize("wrong", [np.full((1, 4), -1.0), np.full((1, 2), "a")])
+@pytest.mark.parametrize(
+    "wrong", [np.full((1, 4), -1.0), np.full((1, 2), "a"), np.zeros((1, 4)), np.ones((1, 1))]
+)
 def test_known_proportions_that_are_none_are_refused(simulated, wrong):
     mine, above = simulated[0], simulated[1].copy()
     above.obsm["known"] = np.repeat(wrong, above.n_obs, axis=0)
@@ -244,6 +248,9 @@ def test_a_control_that_is_as_good_is_told(shared):
         ("parameter-range", {"folds": [10]}),
         ("parameter-range", {"folds": []}),
         ("parameter-range", {"folds": ["first"]}),
+        ("parameter-range", {"folds": 3}),
+        ("parameter-range", {"folds": [1.7]}),
+        ("parameter-range", {"n_folds": 2.5}),
         ("parameter-range", {"n_neighbors": 0}),
         ("parameter-range", {"held_out": ["g00"]}),
         ("parameter-range", {"deconvolve": True}),

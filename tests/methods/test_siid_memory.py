@@ -25,7 +25,9 @@ SHORT = FAST | {"n_solutions": 1, "passes": 1, "convergence_passes": 1, "entropy
 ADAM = {"n_factors": 4, "n_restarts": 1, "n_solutions": 1, "epochs": 3, "sample_cells": 1024}
 HELD_OUT = {"held_out": [f"g{i}" for i in range(30)]}
 FOLD = {"n_factors": 4, "n_restarts": 2, "n_solutions": 1, "passes": 1, "sample_cells": 1024}
+FOLD_FIT = {name: value for name, value in FOLD.items() if name != "passes"}
 FOLD |= {"folds": [0, 1]}
+CHOICE = {"n_factors": [2, 4], "n_restarts": 1, "sample_cells": 1024}
 RUNS = {
     "default": ("siid", FAST),
     "held out": ("siid", SHORT | HELD_OUT),
@@ -33,6 +35,8 @@ RUNS = {
     "adam": ("siid", ADAM | {"solver": "adam"}),
     "impute": ("siid_impute", {"confidence": True}),
     "hold-out": ("siid_holdout", FOLD),
+    "choice of passes": ("siid_choose_passes", FOLD_FIT | {"passes": [1, 2]}),
+    "choice of factors": ("siid_choose_factors", CHOICE),
     "hold-out, several spots": ("siid_holdout", FOLD | {"n_spots_per_cell": 3, "folds": [0]}),
 }
 
@@ -63,7 +67,7 @@ def pair(tmp_path_factory):
 
 def peak_of(paths, name, options):
     """Largest number of bytes that numbers take in a second run."""
-    key = {"siid": "other", "siid_impute": "imputed", "siid_holdout": "scores"}[name]
+    key = {"siid": "other", "siid_impute": "imputed"}.get(name, "scores")
 
     def run():
         program = build(name, paths | {"key_added": key} | options)
@@ -79,10 +83,10 @@ def peak_of(paths, name, options):
     return peak
 
 
-def peak_alone(paths, options):
+def peak_alone(paths, name, options):
     """The same in a process of its own that decodes one chunk at a time: always the same number."""
     with ProcessPoolExecutor(1, get_context("spawn"), one_chunk_at_a_time) as pool:
-        return pool.submit(peak_of, paths, "siid", options).result()
+        return pool.submit(peak_of, paths, name, options).result()
 
 
 def one_chunk_at_a_time():
@@ -93,12 +97,12 @@ def one_chunk_at_a_time():
 @pytest.mark.parametrize(("name", "options"), RUNS.values(), ids=RUNS)
 def test_a_run_holds_less_than_two_bytes_per_entry(pair, name, options):
     paths, n_cells = pair
-    assert peak_of(paths, name, options) < 2 * n_cells * N_GENES
+    assert peak_alone(paths, name, options) < 2 * n_cells * N_GENES
 
 
 @pytest.mark.slow
 def test_memory_hardly_grows_with_the_cells(pair, tmp_path):
     paths, n_cells = pair
     few, n_few, _ = simulated(tmp_path, N_CELLS // 4)
-    more = peak_alone(paths, SHORT) - peak_alone(few, SHORT)
+    more = peak_alone(paths, "siid", SHORT) - peak_alone(few, "siid", SHORT)
     assert more < 100 * (n_cells - n_few)  # places and orders; counts of a cell take 1200

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stdist.graph import Program
 from stdist.methods.checks import wrong_parameter
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
 from stdist.methods.siid.choose_factors_program import ChoiceProgram
+from stdist.methods.siid.holdout_folds import whole_numbers
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.spec import SiidSpec
+from stdist.store import StdistWarning
 
 CANDIDATES = (4, 6, 8, 12, 16, 24, 32)
 
@@ -80,7 +84,8 @@ def siid_choose_factors(
     key_added
         ``uns[key_added]["n_factors"]``: the number chosen; ``["table"]``: one row per number with
         the held-out ``deviance``, how much it is ``above_best``, the ``standard_error`` of this
-        difference, and the ``loss`` of the fit.
+        difference, and the ``loss`` of the fit; ``["notes"]``: what is warned of, where there is
+        anything.
     rng
         Seed of the split and of the starts.
     client
@@ -101,6 +106,12 @@ def siid_choose_factors(
     ------
     InputError
         As of `stdist.tl.siid`; or if the numbers of factors are no ascending list.
+
+    Warns
+    -----
+    StdistWarning
+        If the number chosen is the first or last one, a smaller one is within one standard error,
+        or as `stdist.tl.siid` of cells, spots and genes that take no part.
 
     Notes
     -----
@@ -135,7 +146,7 @@ def siid_choose_factors(
         "rng": rng,
     }
     opened = open_data(data)
-    return run_program(
+    folder = run_program(
         _program(opened, open_data(spots), candidates, parameters),
         opened,
         client=client,
@@ -143,6 +154,15 @@ def siid_choose_factors(
         progress=progress,
         overwrite=overwrite,
     )
+    warn_of(opened, key_added)
+    return folder
+
+
+def warn_of(cells: Data, key: str) -> None:
+    """Warn of what a choice has noted."""
+    notes = cells.uns(key).get("notes")
+    for note in [] if notes is None else np.atleast_1d(notes):
+        warnings.warn(str(note), StdistWarning, stacklevel=3)
 
 
 def _program(
@@ -168,12 +188,8 @@ def ascending(program: str, name: str, given: Any, default: Sequence[int]) -> li
     """
     if given is None:
         return list(default)
-    try:
-        numbers = [int(value) for value in given]
-    except (TypeError, ValueError):
-        numbers = []
-    whole = all(isinstance(value, (Integral, str)) for value in given) if numbers else False
-    if not whole or numbers[0] < 1 or numbers != sorted(set(numbers)):
+    numbers = whole_numbers(given)
+    if not numbers or numbers[0] < 1 or numbers != sorted(set(numbers)):
         remedy = "whole numbers in ascending order, from 1"
         raise wrong_parameter(program, name, given, remedy)
     return numbers

@@ -9,7 +9,7 @@ from typing import Any
 from stdist.graph import Program
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
-from stdist.methods.siid.choose_factors import ascending
+from stdist.methods.siid.choose_factors import ascending, warn_of
 from stdist.methods.siid.choose_passes_program import passes_program
 from stdist.methods.siid.pair import Pair
 from stdist.methods.siid.spec import SiidSpec, number_of_factors
@@ -79,7 +79,8 @@ def siid_choose_passes(
     n_folds
         Folds that the genes of the panel are split into, as by `stdist.tl.siid_holdout`.
     folds
-        Numbers of the folds that are held out, one after the other; default: 0 alone.
+        Numbers of the folds that are held out, one after the other; default: the first four, if
+        there are as many.
     layer, spots_layer
         Layers with raw counts; default ``X``.
     spatial_key, spots_spatial_key
@@ -95,8 +96,10 @@ def siid_choose_passes(
     key_added
         ``uns[key_added]["passes"]``: the number chosen; ``["table"]``: one row per number with the
         mean ``r2`` of the genes held out, how much it is ``below_best``, the ``standard_error`` of
-        this difference over the genes, and ``single_r2``, the mean R2 of single solutions;
-        ``["n_genes"]``: how many genes were held out.
+        this difference (of its mean over the genes), and ``single_r2``, the mean R2 of single
+        solutions;
+        ``["n_genes"]``: how many genes were held out; ``["notes"]``: what is warned of, where
+        there is anything.
     rng
         Seed of the folds and of the fits.
     client
@@ -118,6 +121,13 @@ def siid_choose_passes(
     InputError
         As of `stdist.tl.siid`; or if the numbers of passes are no ascending list, or folds are
         none of the shared genes'.
+
+    Warns
+    -----
+    StdistWarning
+        If `n_factors` is not given, the number chosen is the first or last one, a smaller one is
+        within one standard error, or as `stdist.tl.siid` of cells, spots and genes that take no
+        part.
 
     Notes
     -----
@@ -160,7 +170,7 @@ def siid_choose_passes(
         key_added=key_added,
         rng=rng,
     )
-    return run_program(
+    folder = run_program(
         program,
         opened,
         client=client,
@@ -168,6 +178,8 @@ def siid_choose_passes(
         progress=progress,
         overwrite=overwrite,
     )
+    warn_of(opened, key_added)
+    return folder
 
 
 def _program(
@@ -181,8 +193,8 @@ def _program(
     **fit: Any,
 ) -> Program:
     spec = SiidSpec(**fit, key_added=key_added, passes=candidates[-1], deconvolve=False)
-    chosen = [0] if folds is None else folds
-    return passes_program(Pair(cells, spots, spec), candidates, n_folds=n_folds, folds=chosen)
+    pair = Pair(cells, spots, spec)
+    return passes_program(pair, candidates, n_folds=n_folds, folds=folds)
 
 
 def _candidates(given: Any) -> list[int]:

@@ -94,11 +94,12 @@ def siid_holdout(
         Cells in the baselines that average over neighbours, the cell itself among them.
     proportions
         Entry of the spots' ``obsm``, ``(n_spots, n_types)``, with shares or counts of types that
-        are known: then types are told in every fold, too, and compared with them. Spots with zeros
-        or NaN take no part.
+        are known: then types are told in every fold, too, and compared with them (see ``types``).
+        Spots with zeros or NaN take no part. `n_factors` should be the number of types: what one
+        side has more meets zeros.
     key_added
-        ``uns[key_added]`` of the cells: parameters, scores, summary and notes, all at once at the
-        end; None: nowhere. The report of a fit with the key ``siid`` shows ``siid_holdout``.
+        ``uns[key_added]`` of the cells: parameters, scores, summary, notes and types, all at once
+        at the end; None: nowhere. The report of a fit with the key ``siid`` shows ``siid_holdout``.
     rng
         Seed of the folds, the fits and the permutation.
     client, block_length, progress
@@ -107,7 +108,8 @@ def siid_holdout(
         Replace existing scores.
     **options
         Other parameters of `stdist.tl.siid` on the fit and on where the data are: ``layer``,
-        ``transform``, ``n_solutions``, ``passes``, ``sample_cells`` ...
+        ``transform``, ``n_solutions``, ``passes``, ``sample_cells`` ... ``convergence_passes``,
+        ``entropy`` and ``entropy_passes`` matter with `proportions` only.
 
     Returns
     -------
@@ -119,7 +121,8 @@ def siid_holdout(
         cells; NaN without counts or means) and ``symmetrised_kl`` (the mean of their two
         Kullback-Leibler divergences, called "js" in the SIID release).
 
-        ``summary`` has one row per method: number of ``genes``, means of the scores, ``advantage``
+        ``summary`` has one row per method: number of ``genes``, means of the scores (of those that
+        every method has for a gene: a divergence may be NaN), ``advantage``
         (mean R2 of ``siid`` minus that of the method), ``seed_range`` (of the two fits: largest
         minus smallest mean R2 of their single solutions in a fold, mean over the folds), and
         ``beaten``: whether the advantage exceeds the seed range of ``siid``.

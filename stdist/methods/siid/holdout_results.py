@@ -62,10 +62,16 @@ def holdout_results(
 
 
 def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
-    """Means of the scores by method, and whether `siid` beats it by more than its seeds differ."""
+    """Means of the scores by method, and whether `siid` beats it by more than its seeds differ.
+
+    A divergence that some method does not have for a gene is left out of the means of all.
+    """
     methods = list(dict.fromkeys(scores["method"]))
     by_method = scores.groupby("method")
-    summary = by_method[list(SCORES)].mean().reindex(methods)
+    of_gene = scores.groupby(["fold", "gene"])
+    known = of_gene[list(SCORES)].transform("count").eq(of_gene["method"].transform("size"), axis=0)
+    compared = scores[list(SCORES)].where(known)
+    summary = compared.groupby(scores["method"]).mean().reindex(methods)
     summary.insert(0, "genes", by_method.size())
     summary["advantage"] = summary.loc["siid", "r2"] - summary["r2"]
     summary["seed_range"] = ranges.groupby("method")["range"].mean()

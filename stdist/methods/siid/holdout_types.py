@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stdist.kernels.imputation_scores import matched_js
+from stdist.kernels.moments import dense_rows
 from stdist.methods.data import Data
 from stdist.store import InputError
 
@@ -21,18 +22,18 @@ def known_proportions(spots: Data, key: str) -> np.ndarray:
     Raises
     ------
     InputError
-        If they are no table, or negative, or infinite.
+        If they are no table of two types or more, are negative or infinite, or no spot has any.
     """
     source = spots.embedding(key)
     place = f"obsm {key!r} of {spots.place}"
-    if len(source.shape) != 2 or np.dtype(source.dtype).kind not in "biuf":
+    if len(source.shape) != 2 or source.shape[1] < 2 or np.dtype(source.dtype).kind not in "biuf":
         raise InputError(
             "proportions-shape",
             f"known proportions have shape {source.shape} and dtype {source.dtype}",
             place=place,
-            remedy="give numbers of shape (n_spots, n_types)",
+            remedy="give numbers of shape (n_spots, n_types), of two types or more",
         )
-    values = np.asarray(source.read(0, spots.n_obs), np.float64)
+    values = dense_rows(source.read(0, spots.n_obs))
     wrong = np.flatnonzero(((values < 0) | np.isinf(values)).any(axis=1))
     if len(wrong):
         raise InputError(
@@ -40,6 +41,13 @@ def known_proportions(spots: Data, key: str) -> np.ndarray:
             f"{len(wrong)} spots have proportions that are negative or infinite",
             place=f"{place}, row {wrong[0]}",
             remedy="give shares or counts of each type, NaN or zeros where they are not known",
+        )
+    if not (values.sum(axis=1) > 0).any():
+        raise InputError(
+            "proportions-none",
+            "no spot has known proportions: all are zeros or NaN",
+            place=place,
+            remedy="give shares or counts of each type",
         )
     return values
 
