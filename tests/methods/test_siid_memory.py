@@ -35,7 +35,7 @@ RUNS = {
     "adam": ("siid", ADAM | {"solver": "adam"}),
     "impute": ("siid_impute", {"confidence": True}),
     "hold-out": ("siid_holdout", FOLD),
-    "choice of passes": ("siid_choose_passes", FOLD_FIT | {"passes": [1, 2]}),
+    "choice of passes": ("siid_choose_passes", FOLD_FIT | {"passes": [1, 2], "folds": [0]}),
     "choice of factors": ("siid_choose_factors", CHOICE),
     "hold-out, several spots": ("siid_holdout", FOLD | {"n_spots_per_cell": 3, "folds": [0]}),
 }
