@@ -239,7 +239,6 @@ ANSWERS = {"siid_choose_factors": "n_factors", "siid_choose_passes": "passes"}
 
 
 def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
-    from stdist.graph import RunRecord
     from stdist.methods.registry import PROGRAMS
     from stdist.store import Store
 
@@ -254,10 +253,20 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
         )
         if report and PROGRAMS[name].kind == "method":
             _report_if_possible(folder, active.client)
-    if name in ANSWERS:
-        found = Store(store).uns(RunRecord(folder).read_json("run.json")["parameters"]["key_added"])
-        click.echo(f"{ANSWERS[name]}: {int(found[ANSWERS[name]])}")
+    _tell(store, folder)
     _done(store)
+
+
+def _tell(store: Path, folder: Path) -> None:
+    """Print the number that a finished run has found."""
+    from stdist.graph import RunRecord
+    from stdist.store import Store
+
+    facts = RunRecord(folder).read_json("run.json")
+    if facts["program"] in ANSWERS:
+        number = ANSWERS[facts["program"]]
+        found = Store(store).uns(facts["parameters"]["key_added"])
+        click.echo(f"{number}: {int(found[number])}")
 
 
 def _report_if_possible(folder: Path, client: Any) -> None:
@@ -413,6 +422,7 @@ def resume(
         program = graph.RunRecord(folder).read_json("run.json")["program"]
         if PROGRAMS[program].kind == "method":
             _report_if_possible(folder, where.client)
+    _tell(store, folder)
     _done(store)
 
 

@@ -84,8 +84,9 @@ def main() -> None:
             found = row(cells, spots, folds, fold, list(range(arguments.inner)), **fit)
             own.append({"pair": name, "fold": str(fold), **found})
             print(own[-1], flush=True)
-        means = pd.DataFrame(own).drop(columns=["pair", "fold"]).mean()
-        rows += [*own, {"pair": name, "fold": "mean", **means}]
+        means = pd.DataFrame(own).filter(like="R2").mean()
+        empty = {"inner genes": "", "chosen": ""}
+        rows += [*own, {"pair": name, "fold": "mean", **empty, **means}]
     columns = list(rows[0])
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for line in rows:

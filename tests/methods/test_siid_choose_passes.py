@@ -85,10 +85,11 @@ def test_blocks_and_a_kill_change_nothing(simulated, tmp_path, monkeypatch):
     passes = Counted(siid_program.improve_tile)
     monkeypatch.setattr(siid_program, "improve_tile", passes)
     passes.last = 20  # past the first score
+    recorded["key_added"] = "resumed"
     with pytest.raises(RunStopped):
         start(build("siid_choose_passes", recorded), InProcess(), block_length=1024, overwrite=True)
     resume(paths[0], build, InProcess())
-    found = Store(paths[0]).uns("siid_passes")["table"]
+    found = Store(paths[0]).uns("resumed")["table"]
     np.testing.assert_array_equal(found.to_numpy(), expected)
 
 

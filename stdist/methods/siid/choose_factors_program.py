@@ -213,7 +213,8 @@ def choice_notes(what: str, candidates: Sequence[int], best: int, within: int) -
     one standard error of it.
     """
     notes = []
-    if best in (0, len(candidates) - 1) and len(candidates) > 1:
+    first, last = best == 0 and candidates[0] > 1, best == len(candidates) - 1
+    if (first or last) and len(candidates) > 1:
         notes.append(
             f"[choice-at-edge] {candidates[best]} is the {'last' if best else 'first'} number of "
             f"{what} that was tried: the best may lie beyond"

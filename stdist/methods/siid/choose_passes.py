@@ -79,8 +79,8 @@ def siid_choose_passes(
     n_folds
         Folds that the genes of the panel are split into, as by `stdist.tl.siid_holdout`.
     folds
-        Numbers of the folds that are held out, one after the other; default: the first four, if
-        there are as many.
+        Numbers of the folds that are held out, one after the other; default: the last four, if
+        there are as many (the check beside a fit scores the first).
     layer, spots_layer
         Layers with raw counts; default ``X``.
     spatial_key, spots_spatial_key
@@ -136,7 +136,8 @@ def siid_choose_passes(
     a hold-out with as many.
 
     Genes held out for this choice have been looked at: to score the fit that follows, hold out
-    others, which this choice is not shown either (leave them out of the cells).
+    others. `stdist.tl.siid_holdout` has the same folds for the same `rng` and `n_folds`: take those
+    that were not used here.
 
     Examples
     --------

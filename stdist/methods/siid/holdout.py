@@ -95,8 +95,8 @@ def siid_holdout(
     proportions
         Entry of the spots' ``obsm``, ``(n_spots, n_types)``, with shares or counts of types that
         are known: then types are told in every fold, too, and compared with them (see ``types``).
-        Spots with zeros or NaN take no part. `n_factors` should be the number of types: what one
-        side has more meets zeros.
+        Rows of zeros, or with a NaN, take no part. `n_factors` should be the number of types: what
+        one side has more meets zeros.
     key_added
         ``uns[key_added]`` of the cells: parameters, scores, summary, notes and types, all at once
         at the end; None: nowhere. The report of a fit with the key ``siid`` shows ``siid_holdout``.

@@ -59,5 +59,7 @@ def types_table(values: Mapping[str, Any], folds: Iterable[int], known: np.ndarr
         found = values[f"fold{fold}.spot_loadings"]
         for kind in KINDS:
             js, _ = matched_js(known, found[kind])
-            rows.append((fold, kind, np.nanmean(js), np.isfinite(js).sum()))
+            known_here = js[np.isfinite(js)]
+            mean = known_here.mean() if len(known_here) else np.nan
+            rows.append((fold, kind, mean, len(known_here)))
     return pd.DataFrame(rows, columns=["fold", "assignment", "js", "n_spots"])
