@@ -40,8 +40,9 @@ def test_the_number_of_factors_is_in_the_report(slides):
 def test_the_number_of_passes_is_in_the_report(slides):
     cells, spots = slides
     run = stdist.tl.siid_choose_passes(
-        cells, spots=spots, n_factors=3, passes=[1, 2], n_restarts=1, n_solutions=1, progress=False
-    )
+        cells, spots=spots, n_factors=3, passes=[1, 2], folds=[0], n_restarts=1, n_solutions=1,
+        progress=False,
+    )  # fmt: skip
     found, page = Store(cells).uns("siid_passes"), write_report(run).read_text()
     assert f"<b>{int(found['passes'])}</b><span>passes chosen</span>" in page
     for value in found["table"]["r2"]:

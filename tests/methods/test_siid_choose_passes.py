@@ -73,6 +73,8 @@ def test_blocks_and_a_kill_change_nothing(simulated, tmp_path, monkeypatch):
         "data": str(paths[0]),
         "spots": str(paths[1]),
     }
+    by_default = build("siid_choose_passes", recorded | {"folds": None})
+    assert by_default.parameters["folds"] == [6, 7, 8, 9]
     own = mine.copy()
     stdist.tl.siid_choose_passes(own, spots=above, passes=PASSES, folds=[0, 2], **FAST)
     expected = own.uns["siid_passes"]["table"].to_numpy()
