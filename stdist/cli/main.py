@@ -234,8 +234,12 @@ def _public(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-ANSWERS = {"siid_choose_factors": "n_factors", "siid_choose_passes": "passes"}
-"""Programs that find a number, and its name."""
+ANSWERS = {
+    "siid_align": "message",
+    "siid_choose_factors": "n_factors",
+    "siid_choose_passes": "passes",
+}
+"""What programs find that is told at the end of a run: program to name in `uns`."""
 
 
 def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
@@ -253,20 +257,17 @@ def _run_method(name: str, store: Path, options: dict[str, Any]) -> None:
         )
         if report and PROGRAMS[name].kind == "method":
             _report_if_possible(folder, active.client)
-    _tell(store, folder)
+    _tell(store, name, parameters)
     _done(store)
 
 
-def _tell(store: Path, folder: Path) -> None:
-    """Print the number that a finished run has found."""
-    from stdist.graph import RunRecord
+def _tell(store: Path, program: str, parameters: dict[str, Any]) -> None:
+    """Print what a finished run has found."""
     from stdist.store import Store
 
-    facts = RunRecord(folder).read_json("run.json")
-    if facts["program"] in ANSWERS:
-        number = ANSWERS[facts["program"]]
-        found = Store(store).uns(facts["parameters"]["key_added"])
-        click.echo(f"{number}: {int(found[number])}")
+    if program in ANSWERS:
+        answer = ANSWERS[program]
+        click.echo(f"{answer}: {Store(store).uns(parameters['key_added'])[answer]}")
 
 
 def _report_if_possible(folder: Path, client: Any) -> None:
@@ -419,10 +420,10 @@ def resume(
         return
     with executor(client, workers, memory) as where:
         folder = graph.resume(store, build, where, progress=graph.choose_progress())
-        program = graph.RunRecord(folder).read_json("run.json")["program"]
-        if PROGRAMS[program].kind == "method":
+        facts = graph.RunRecord(folder).read_json("run.json")
+        if PROGRAMS[facts["program"]].kind == "method":
             _report_if_possible(folder, where.client)
-    _tell(store, folder)
+    _tell(store, facts["program"], facts["parameters"])
     _done(store)
 
 

@@ -126,7 +126,7 @@ def test_a_sample_of_windows_of_a_store_gives_the_same_for_any_blocks(tmp_path, 
         assert found.recovered == expected["recovered"]
 
 
-def test_the_command_line_aligns(tmp_path, tissue):
+def test_the_command_line_aligns(tmp_path, tissue, capsys):
     _, cells, spots = tissue
     stdist.io.write(cells, tmp_path / "a.zarr")
     stdist.io.write(misplaced(spots, (40, 0))[0], tmp_path / "b.zarr")
@@ -137,6 +137,7 @@ def test_the_command_line_aligns(tmp_path, tissue):
     assert not ended.value.code
     found = Store(tmp_path / "a.zarr").uns("siid_align")
     assert found["recovered"]
+    assert f"message: {found['message']}\n" in capsys.readouterr().out
     assert np.asarray(found["shift"]) == pytest.approx([-40.0, 0.0], abs=8.0)
 
 

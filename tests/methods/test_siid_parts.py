@@ -10,7 +10,8 @@ import pytest
 from scipy import sparse
 
 import stdist
-from stdist.graph import InProcess, resume, start
+from stdist.graph import InProcess, make_plan, resume, start
+from stdist.graph.executors import Resources
 from stdist.kernels.pair_simulation import pair_model
 from stdist.kernels.poisson_factors import Settings, tile_pass
 from stdist.kernels.poisson_factors_start import start_factors, start_rows
@@ -79,8 +80,9 @@ def test_blocks_and_workers_change_nothing(stores, client):
 def test_the_plan_counts_the_statistics_that_are_kept(stores):
     cells, spots = map(str, stores)
     memory = []
+    worker = Resources(n_workers=1, memory=2**32, threads=1, reserved=0)
     for name, options in (("solution0_pass", FAST), ("solution0_pass2", PARTS)):
-        found = stdist.plan("siid", cells, spots=spots, **options)
+        found = make_plan(build("siid", {"data": cells, "spots": spots, **options}), worker)
         memory.append({stage.name: stage.memory for stage in found.stages}[name])
     factor_counts = 8 * FAST["n_factors"] * 40
     assert memory[1] >= memory[0] + PARTS["updates_per_pass"] * factor_counts
