@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from stdist.cli.main import _add_methods, cli
+from stdist.cli.main import cli
 from stdist.cli.measure import MEASURES
 from stdist.methods.registry import PROGRAMS
 
@@ -59,7 +59,6 @@ def test_commands_parse(line):
 
 def parse(line):
     """Parse a command line of stdist as click would, without running it."""
-    _add_methods()
     command, name, words = cli, "stdist", shlex.split(line, comments=True)[1:]
     while isinstance(command, click.Group):
         name, command, words = command.resolve_command(click.Context(command), words)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from stdist.cli.options import (
+    STORE,
     block_option,
     chosen_store,
     cluster_options,
@@ -71,7 +72,6 @@ PASSED_ON = {
 """Function whose other parameters a measure passes on, and those that have no meaning there."""
 NO_TEXT = ("fold_of_gene",)
 """Parameters that have no form on a command line."""
-STORE = click.Path(path_type=Path)
 
 
 @click.group("measure")

@@ -15,6 +15,7 @@ import click
 
 RUNTIME = ("data", "client", "block_length", "overwrite", "progress", "options")
 """Arguments of public functions that say how to run, not what to compute."""
+STORE = click.Path(path_type=Path)
 
 
 def cluster_options(function: Callable) -> Callable:
@@ -52,6 +53,11 @@ def executor(client: str | None, workers: int | None, memory: str | None) -> Ite
     chosen = {name: value for name, value in options.items() if value is not None}
     with connect(client, **chosen) as active:
         yield Cluster(active)
+
+
+def done(path: Path) -> None:
+    """Print what a command has made."""
+    click.echo(str(path))
 
 
 def chosen_store(options: dict[str, Any], name: str) -> Path:

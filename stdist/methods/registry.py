@@ -16,6 +16,7 @@ class Entry:
     """A program: where it is built, its public function, its kind, what it does, an example.
 
     Where a program takes several data sets, `store_option` names the first on the command line.
+    `answer` is what a run tells at its end: a name in the entry of `uns` that it adds.
     """
 
     builder: str
@@ -24,6 +25,7 @@ class Entry:
     summary: str
     example: str = ""
     store_option: str = ""
+    answer: str = ""
 
     def build(self, parameters: Mapping[str, Any]) -> Program:
         """Build the program from its recorded parameters."""
@@ -125,6 +127,7 @@ PROGRAMS = {
         "the rigid move that brings spots onto their cells, or that it cannot be told",
         "--spots visium.zarr --n-factors 15",
         "cells",
+        "message",
     ),
     "siid_impute": Entry(
         "stdist.methods.siid.impute:build_siid_impute",
@@ -149,6 +152,7 @@ PROGRAMS = {
         "number of factors for siid, judged on molecules held back from the fit",
         "--spots visium.zarr --n-factors 5,10,15,20",
         "cells",
+        "n_factors",
     ),
     "siid_choose_passes": Entry(
         "stdist.methods.siid.choose_passes:build_siid_choose_passes",
@@ -157,6 +161,7 @@ PROGRAMS = {
         "number of passes for siid, judged on genes held out of the fit: early stopping",
         "--spots visium.zarr --n-factors 15",
         "cells",
+        "passes",
     ),
 }
 
