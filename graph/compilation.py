@@ -7,12 +7,14 @@ beside the cached code of its kernels, and a plan counts compilation for every w
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from inspect import ismodule
 from pathlib import Path
@@ -61,6 +63,27 @@ def _types(program: Program) -> str:
 
 def _type(value: Any) -> Any:
     return value if isinstance(value, str | bool) else type(value).__name__
+
+
+def free_compilation() -> None:
+    """Free what compilation has left: it keeps frames in cycles, and so the arrays of a block."""
+    if "numba" in sys.modules:
+        compiled = _compiled()
+        if compiled:
+            compiled.clear()
+            gc.collect()
+
+
+@cache
+def _compiled() -> list[Any]:
+    """What this process compiles from now on, after one entry for what came before."""
+    from numba.core import event
+
+    recorder = event.RecordingListener()
+    event.register("numba:compile", recorder)
+    recorder.buffer.append(None)
+    found: list[Any] = recorder.buffer
+    return found
 
 
 def is_compiled(kernels: Kernels, types: str) -> bool:

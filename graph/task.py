@@ -6,29 +6,28 @@ shards, and writes its record last.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from stdist.graph.allocator import return_freed_memory
 from stdist.graph.blocks import tiles
+from stdist.graph.compilation import free_compilation
 from stdist.graph.device import HOST, Memory, memory_of
 from stdist.graph.reduce import fold
 from stdist.graph.sinks import Sink
 from stdist.graph.stage import Arrays, Each, Map, Reduce, Stage
 from stdist.graph.state import Recollection
+from stdist.graph.threads import one_thread
 from stdist.store import RunStopped, StdistError
 from stdist.store.manifest import Record, digest_bytes, write_atomically
 
@@ -115,7 +114,7 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
     facts: dict[str, Any] = {"bytes_read": 0, "bytes_written": 0}
     facts |= {"read_seconds": 0.0, "write_seconds": 0.0}
     try:
-        with threadpool_limits(1), zarr.config.set({"async.concurrency": 4}):
+        with one_thread(), zarr.config.set({"async.concurrency": 4}):
             yield facts
     except StdistError:
         raise
@@ -123,7 +122,7 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         # the place travels with the error; its type and errno stay (a full disk must be seen)
         error.add_note(f"in stage {stage!r}, {where}")
         raise
-    _collect(stage)
+    free_compilation()
     facts["record"] = TaskRecord(
         stage=stage,
         index=index,
@@ -137,12 +136,6 @@ def measured(stage: str, index: int, where: str) -> Iterator[dict[str, Any]]:
         bytes_written=facts["bytes_written"],
         peak_bytes=_peak(),
     )
-
-
-@cache
-def _collect(stage: str) -> None:
-    """Free what the first task of a stage left: compilation keeps its frames, and so its arrays."""
-    gc.collect()
 
 
 def _reset_peak() -> None:
