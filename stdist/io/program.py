@@ -39,14 +39,17 @@ def matrix_stage(key: str, source: Source, output: Output) -> Map:
     """Stage that writes one matrix."""
     csr = output.kind == "csr"
     width = int(np.prod(output.columns, dtype=np.int64))
-    entries = row_entries(source) if is_sparse(source) else width
+    if csr or is_sparse(source):
+        row_bytes = 16 * (row_entries(source) if is_sparse(source) else width)
+    else:
+        row_bytes = width * np.dtype(output.dtype).itemsize
     return Map(
         key,
         cast_rows,
         {"block": source},
         writes={"block": output},
         options={"dtype": output.dtype, "csr": csr},
-        workspace=partial(_cast_workspace, entries * 16),
+        workspace=partial(_cast_workspace, row_bytes),
         whole_blocks=True,
     )
 
