@@ -12,6 +12,7 @@ from stdist.graph.run import discard, resume, run_in_memory, start
 from stdist.graph.scope import scoped
 from stdist.graph.stage import Each, Loop, Map, Program, Rearrange, Reduce
 from stdist.graph.state import State
+from stdist.graph.threads import one_thread
 
 __all__ = [
     "Blocks",
@@ -36,6 +37,7 @@ __all__ = [
     "discard",
     "fold",
     "make_plan",
+    "one_thread",
     "part_bounds",
     "plain",
     "refuse_unfinished",

@@ -27,9 +27,9 @@ from stdist.store.writer import fit, open_for_writing, write_rows
 INDPTR_BAND = 2**20
 
 
-def assembly_memory() -> int:
+def assembly_memory(part_bytes: int) -> int:
     """Bytes that one task holds: a shard of values and indices, twice, and one part."""
-    return CSR_SHARD * (4 + 4) * 3
+    return CSR_SHARD * (4 + 4) * 2 + part_bytes
 
 
 def part_sizes(parts: str, key: str, n_blocks: int) -> np.ndarray:

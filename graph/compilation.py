@@ -68,22 +68,28 @@ def _type(value: Any) -> Any:
 def free_compilation() -> None:
     """Free what compilation has left: it keeps frames in cycles, and so the arrays of a block."""
     if "numba" in sys.modules:
-        compiled = _compiled()
-        if compiled:
-            compiled.clear()
+        _listen()
+        if _COMPILED:
+            _COMPILED.clear()
             gc.collect()
 
 
+_COMPILED: set[str] = set()
+"""Not empty if this process has compiled since garbage was collected."""
+
+
 @cache
-def _compiled() -> list[Any]:
-    """What this process compiles from now on, after one entry for what came before."""
+def _listen() -> None:
     from numba.core import event
 
-    recorder = event.RecordingListener()
-    event.register("numba:compile", recorder)
-    recorder.buffer.append(None)
-    found: list[Any] = recorder.buffer
-    return found
+    class Listener(event.Listener):  # numba's own would keep every event, and so frames of errors
+        def on_start(self, event: Any) -> None: ...
+
+        def on_end(self, event: Any) -> None:
+            _COMPILED.add("since then")
+
+    event.register("numba:compile", Listener())
+    _COMPILED.add("before")
 
 
 def is_compiled(kernels: Kernels, types: str) -> bool:

@@ -152,7 +152,7 @@ def _bind(program: Program, resources: Resources, n_rows: int, block_length: int
             stages.append(_plan_stage(part, program, resources, block_length, repeats))
             if isinstance(part, Map):
                 stages += [
-                    _plan_assembly(output, part.n_rows, resources)
+                    _plan_assembly(output, part.n_rows, resources, block_length)
                     for output in part.writes.values()
                     if output.kind == "csr"
                 ]
@@ -228,17 +228,20 @@ def _before_tasks(resources: Resources) -> int:
     return resources.reserved + LOADED_LATER + resources.compilation
 
 
-def _plan_assembly(output: Output, n_rows: int, resources: Resources) -> StagePlan:
+def _plan_assembly(
+    output: Output, n_rows: int, resources: Resources, block_length: int
+) -> StagePlan:
     """Plan the second pass of a CSR output: parts of blocks into whole shards of entries."""
     from stdist.graph.assemble import assembly_memory
 
     written = output.row_bytes * n_rows
+    memory = assembly_memory(output.row_bytes * min(n_rows, block_length))
     return StagePlan(
         f"{output.key}:assemble",
         "assemble",
         max(1, written // 2**25),
         written,
         written,
-        _before_tasks(resources) + resources.threads * assembly_memory(),
+        _before_tasks(resources) + resources.threads * memory,
         2 * written / WRITE_SPEED / (resources.n_workers * resources.threads),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from threadpoolctl import ThreadpoolController
 
@@ -21,6 +22,10 @@ class _ProcessLimit:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start without tasks; a forked process must, for it has no keeper."""
         self.lock = threading.Lock()
         self.keeper = ThreadPoolExecutor(1, "stdist-blas")
         self.tasks = 0
@@ -30,10 +35,10 @@ class _ProcessLimit:
     def enter(self, modules: int) -> None:
         """Limit what is loaded, for one task more."""
         with self.lock:
-            self.tasks += 1
             if modules not in self.limited:  # a library may have come with them
-                self.limited.add(modules)
                 self.keeper.submit(self._limit, modules).result()
+                self.limited.add(modules)
+            self.tasks += 1
 
     def leave(self) -> None:
         """Count a task as over."""
@@ -44,27 +49,27 @@ class _ProcessLimit:
                 self.keeper.submit(self.limits.close).result()
 
     def _limit(self, modules: int) -> None:
-        self.limits.enter_context(_libraries(modules, "blas").limit(limits=1))
+        self.limits.enter_context(_libraries(modules).limit(limits=1, user_api="blas"))
 
 
-@cache
-def _blas() -> _ProcessLimit:
-    return _ProcessLimit()
+_BLAS = _ProcessLimit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_BLAS.begin)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread; OpenMP's limit is that of the thread itself."""
-    modules, blas = len(sys.modules), _blas()
-    blas.enter(modules)
+    """Compute on one thread: the process, and the thread itself where libraries tell them apart."""
+    modules = len(sys.modules)
+    _BLAS.enter(modules)
     try:
-        with _libraries(modules, "openmp").limit(limits=1):
+        with _libraries(modules).limit(limits=1):
             yield
     finally:
-        blas.leave()
+        _BLAS.leave()
 
 
-@lru_cache(maxsize=2)
-def _libraries(modules: int, kind: str) -> ThreadpoolController:
-    """Libraries of a kind among the modules that are loaded; to find them takes 3 ms."""
-    return ThreadpoolController().select(user_api=kind)
+@lru_cache(maxsize=1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """Libraries with threads among the modules that are loaded; to find them takes 3 ms."""
+    return ThreadpoolController()

@@ -39,8 +39,10 @@ def matrix_stage(key: str, source: Source, output: Output) -> Map:
     """Stage that writes one matrix."""
     csr = output.kind == "csr"
     width = int(np.prod(output.columns, dtype=np.int64))
-    if csr or is_sparse(source):
-        row_bytes = 16 * (row_entries(source) if is_sparse(source) else width)
+    if is_sparse(source):
+        row_bytes = 16 * row_entries(source)
+    elif csr:  # where the entries are, their coordinates, values, and these in order
+        row_bytes = width + 32 * (width if output.row_entries is None else output.row_entries)
     else:
         row_bytes = width * np.dtype(output.dtype).itemsize
     return Map(

@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from stdist.graph import Loop, Map, Reduce, State, by_name
+from stdist.graph import Loop, Map, Reduce, State, by_name, one_thread
 from stdist.kernels.array_module import array_module
 from stdist.kernels.harmony_cells import corrected_rows, soft_clusters
 from stdist.kernels.harmony_rounds import (
@@ -72,7 +71,7 @@ def append(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def start_centroids(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """k-means++ and Lloyd on unit rows."""
-    with threadpool_limits(1):
+    with one_thread():
         return kmeans(sample, n_clusters, seed=seed)[0]
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from stdist.graph import Loop, Map, Program, Reduce, concatenate
+from stdist.graph import Loop, Map, Program, Reduce, concatenate, one_thread
 from stdist.kernels.array_module import array_module
 from stdist.kernels.keyed_random import stream_key, uniforms
 from stdist.kernels.kmeans import kmeans as fit
@@ -33,7 +32,7 @@ def sample_tile(
 def initial_centres(total: Any, *, n_clusters: int, seed: int) -> dict[str, np.ndarray]:
     """k-means++ and Lloyd on the sample, best of ten."""
     seeds = [int(stream_key(seed, "kmeans start", number)) for number in range(10)]
-    with threadpool_limits(1):
+    with one_thread():
         fits = [fit(total["rows"], n_clusters, seed=s, max_iterations=300) for s in seeds]
     centres, _ = min(fits, key=lambda found: found[1])
     return {"centres": centres}

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
-from stdist.graph import Map, Program, Reduce
+from stdist.graph import Map, Program, Reduce, one_thread
 from stdist.kernels.moments import column_moments, dense_rows, merge_moments
 from stdist.methods.data import Data, StoreData, open_data
 from stdist.methods.run import run_program
@@ -29,7 +28,7 @@ def components(total: Any, *, n_comps: int) -> dict[str, np.ndarray]:
     """Leading eigenvectors of the covariance; the largest loading of each is positive."""
     covariance = total["deviations"] / max(1.0, float(total["n"]) - 1)
     n = len(covariance)
-    with threadpool_limits(1):
+    with one_thread():
         variance, vectors = scipy.linalg.eigh(covariance, subset_by_index=(n - n_comps, n - 1))
     order = np.argsort(-variance, kind="stable")
     vectors = vectors[:, order]

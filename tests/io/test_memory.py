@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import anndata
 import numpy as np
 import pytest
+from scipy import sparse
 
 import stdist.io
-from stdist.store import Store
+from stdist.io.program import matrix_stage
+from stdist.store import Output, Store
+from stdist.store.elements import MemorySource
 from tests.io.large import convert_watched, write_large
 
 
@@ -27,6 +31,25 @@ def test_a_million_cells_convert_within_a_gigabyte(kind, tmp_path):
     assert store.n_obs == 1_000_000
     assert store.element("X").dtype == np.uint16
     assert stdist.io.store_of(stdist.io.open(store.path)) == store.path
+
+
+@pytest.mark.parametrize("density", [0.09, 1.0])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
+@pytest.mark.parametrize("csr", [False, True], ids=["from dense", "from csr"])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_a_cast_takes_no_more_than_is_projected(density, dtype, csr, kind):
+    rng = np.random.default_rng(0)
+    dense = (rng.random((4096, 300)) < density) * rng.integers(1, 9, (4096, 300))
+    block = dense.astype(dtype)
+    block = sparse.csr_matrix(block) if csr else block
+    most = int((dense != 0).sum(axis=1).max()) if kind == "csr" else None
+    output = Output("X", (300,), "uint16", kind, row_entries=most)
+    stage = matrix_stage("X", MemorySource(block), output)
+    tracemalloc.start()
+    stage.kernel((0, 4096), block=block, **stage.options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= stage.workspace(4096) + 2 * 4096 * output.row_bytes
 
 
 def test_a_dataset_in_uns_is_kept(tmp_path):
