@@ -36,7 +36,7 @@ def _regress(
     for gene in range(gaps.size):
         longest = max(longest, counts.indptr[gene + 1] - counts.indptr[gene])
     ratios, sums = np.empty(longest), np.empty(width)
-    plain = np.empty(width)
+    plain = np.zeros(width)  # where there is no mass it stays so
     for gene in range(gaps.size):
         total = 0.0
         for e in range(counts.indptr[gene], counts.indptr[gene + 1]):

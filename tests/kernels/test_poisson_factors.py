@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 from scipy.optimize import minimize
 
+from stdist.kernels import poisson_factor_genes
 from stdist.kernels.count_thinning import split_counts
 from stdist.kernels.keyed_random import stream_key
 from stdist.kernels.poisson_factor_genes import gene_profiles
@@ -382,6 +383,21 @@ def test_gene_profiles_reach_the_optimum(seed, h, shape):
         options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 3000}
         best = minimize(loss, start, jac=slope, bounds=bounds, method="L-BFGS-B", options=options)
         assert loss(profiles[:, gene]) <= best.fun + 1.1e-4
+
+
+@pytest.mark.parametrize("shape", [0.0, 5.0])
+def test_gene_profiles_do_not_depend_on_what_memory_held(monkeypatch, shape):
+    """Steps are taken back, where factors and padding without mass have never been written."""
+    rng = np.random.default_rng(1)
+    loadings = rng.gamma(0.5, 20, (40, 5))
+    loadings[:, 3] = 0.0
+    counts = sparse.csc_array(rng.poisson(loadings @ rng.gamma(0.4, 0.5, (5, 12))))
+    compiled, _ = gene_profiles(counts, loadings, shape)
+    assert (compiled[3] == 0).all()
+    monkeypatch.setattr(np, "empty", lambda size: np.full(size, np.nan))
+    monkeypatch.setattr(poisson_factor_genes, "_regress", poisson_factor_genes._regress.py_func)
+    again, _ = gene_profiles(counts, loadings, shape)
+    np.testing.assert_allclose(again, compiled, rtol=1e-6)
 
 
 class TestThinning:
