@@ -45,8 +45,9 @@ def test_the_number_of_passes_is_in_the_report(slides):
     )  # fmt: skip
     found, page = Store(cells).uns("siid_passes"), write_report(run).read_text()
     assert f"<b>{int(found['passes'])}</b><span>passes chosen</span>" in page
-    for value in found["table"]["r2"]:
+    for value in (*found["table"]["r2"], *found["held_out"].filter(["B", "permuted"]).mean()):
         assert html.number(value) in page
+    assert "held out of the fits with" in page
 
 
 def test_an_alignment_gives_the_option_that_takes_it_or_says_no(slides):

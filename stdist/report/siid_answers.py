@@ -8,6 +8,7 @@ import numpy as np
 
 from stdist.report import html
 from stdist.report.run import RunFacts
+from stdist.report.siid_controls import scores_beside_controls
 
 Section = tuple[str, str]
 
@@ -43,8 +44,14 @@ def _passes(facts: RunFacts) -> str:
         "standard_error": "standard error of this",
         "single_r2": "mean R² of single solutions",
     }
-    text = f"The number that imputes {int(facts.written['n_genes'])} genes held out best."
-    return _choice(facts, "passes", "passes", text, columns)
+    found = facts.written
+    text = f"The number that imputes {int(found['n_genes'])} genes held out best."
+    if "permuted_r2" not in found["table"]:
+        return _choice(facts, "passes", "passes", text, columns)
+    columns["permuted_r2"] = "mean R² of one with the spots permuted"
+    of = f"the fits with {int(found['passes'])} passes"
+    scores = scores_beside_controls(found["held_out"], of, facts.notes)
+    return _choice(facts, "passes", "passes", text, columns) + "".join(scores)
 
 
 def _choice(facts: RunFacts, key: str, what: str, text: str, columns: Mapping[str, str]) -> str:

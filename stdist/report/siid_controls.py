@@ -86,30 +86,33 @@ def _listed(values: list[Any]) -> str:
 
 def _of_the_fit(facts: RunFacts) -> list[str]:
     """Genes held out of the fit or of one beside it."""
-    parts = []
-    table, of = facts.written.get("held_out"), "this fit"
-    if table is None:
-        table, of = facts.written.get("check"), "a smaller fit beside this one"
-    if table is not None:
-        shown = [name for name in ("siid", "B", "total", *ALONE) if name in table]
-        cards = [(LABELS[name], html.number(table[name].mean())) for name in shown]
-        parts.append(html.paragraph(f"Mean R² over the {len(table)} genes held out of {of}."))
-        parts.append(html.cards(cards))
-        parts += _warnings(facts.notes)
-        if "permuted" in table:
-            single = table.filter(like="solution").mean()
-            spread = html.number(single.max() - single.min())
-            parts.append(
-                html.paragraph(
-                    "With the counts of each spot at the place of another one solution is fitted, "
-                    "to be compared with that of the best restart. The solutions of the fit "
-                    f"differ by {spread} in their mean R²."
-                )
+    for name, of in (("held_out", "this fit"), ("check", "a smaller fit beside this one")):
+        if (table := facts.written.get(name)) is not None:
+            return scores_beside_controls(table, of, facts.notes)
+    return []
+
+
+def scores_beside_controls(table: pd.DataFrame, of: str, notes: list[str]) -> list[str]:
+    """R² by gene of an imputation, of its solutions and of controls, and what they come to."""
+    shown = [name for name in ("siid", "B", "total", *ALONE) if name in table]
+    parts = [
+        html.paragraph(f"Mean R² over the {len(table)} genes held out of {of}."),
+        html.cards([(LABELS[name], html.number(table[name].mean())) for name in shown]),
+        *_warnings(notes),
+    ]
+    if "permuted" in table:
+        single = table.filter(like="solution").mean()
+        spread = html.number(single.max() - single.min())
+        parts.append(
+            html.paragraph(
+                "With the counts of each spot at the place of another one solution is fitted, "
+                "to be compared with that of the best restart. The solutions of the fit "
+                f"differ by {spread} in their mean R²."
             )
-        head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
-        rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
-        parts.append(html.table(head, rows))
-    return parts
+        )
+    head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
+    rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
+    return [*parts, html.table(head, rows)]
 
 
 def holdout_command(facts: RunFacts) -> str:

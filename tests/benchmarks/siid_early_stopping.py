@@ -49,7 +49,7 @@ def row(
     """Passes chosen on inner genes, and R2 of the fold's genes with them and with fixed ones."""
     others = [name for name in cells.var_names if folds.get(name) != fold]
     inner = cells[:, others].copy()
-    stdist.tl.siid_choose_passes(inner, spots=spots, folds=inner_folds, **fit)
+    stdist.tl.siid_choose_passes(inner, spots=spots, folds=inner_folds, controls=False, **fit)
     found = inner.uns["siid_passes"]
     r2 = {}
     for passes in sorted({found["passes"], *FIXED}):

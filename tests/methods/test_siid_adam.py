@@ -17,6 +17,7 @@ from stdist.methods.siid import adam, build_siid, pair_spec
 from stdist.store import InputError, StdistWarning, Store
 
 ADAM = {"solver": "adam", "n_factors": 4, "n_restarts": 3, "n_solutions": 2, "epochs": 8}
+ADAM["controls"] = False
 
 
 def slides(counts, places, genes):
@@ -54,6 +55,7 @@ def test_the_recorded_run_is_reproduced(shared, monkeypatch):
             n_factors=5,
             n_restarts=1,
             n_solutions=1,
+            controls=False,
             learning_rate=float(golden["adam_lr"]),
             epochs=len(golden["adam_losses"]),
             held_out=list(genes[40:]),
@@ -114,7 +116,7 @@ def test_held_out_genes_are_scored_by_this_solver_too(simulated):
             spots=above,
             n_folds=5,
             folds=[3],
-            **{**ADAM, "n_restarts": 1, "n_solutions": 1, "epochs": 200},
+            **{**ADAM, "n_restarts": 1, "n_solutions": 1, "epochs": 200, "controls": True},
         )
     assert found.summary.loc["siid", "r2"] > found.summary.loc["total", "r2"]
 

@@ -41,11 +41,17 @@ def fit(mine, above, **options):
     return mine.uns["siid"], texts, mine.obsm
 
 
-@pytest.mark.parametrize("options", [{}, {"n_spots_per_cell": 2, "deconvolve": False}])
+ADAM = {"solver": "adam", "epochs": 30, "passes": 20, "convergence_passes": 500}
+ADAM |= {"entropy_passes": 100, "deconvolve": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"n_spots_per_cell": 2, "deconvolve": False}, ADAM])
 def test_its_scores_are_those_of_a_fit_without_these_genes(slides, options):
     entry, told, rows = fit(*slides, **options)
     assert len(entry["check"]) == 3
     held = {"held_out": list(entry["check"].index), "n_solutions": 2, "deconvolve": False}
+    if "solver" in options:
+        held["n_restarts"] = 2
     alone, warned, _ = fit(*slides, **{**options, **held})
     pd.testing.assert_frame_equal(entry["check"], alone["held_out"], check_exact=True)
     assert "permuted" in entry["check"]
@@ -80,29 +86,36 @@ def test_a_control_that_is_as_good_is_told_in_the_result_and_in_the_report(slide
     assert names[-1] == "write"
 
 
-def test_a_gene_held_out_that_cells_do_not_have_is_no_answer(slides):
+def test_genes_held_out_that_cells_do_not_have_are_no_answers(slides):
     mine, above = slides
-    entry, _, _ = fit(mine[:, 1:], above, held_out=["g00"], deconvolve=False)
+    absent = list(mine.var_names[:12])
+    entry, _, _ = fit(mine[:, 12:], above, held_out=absent, deconvolve=False)
     assert "held_out" not in entry
-    assert len(entry["check"]) == 3
-    assert "g00" not in entry["check"].index
+    assert len(entry["check"]) == 2
+    assert not set(absent) & set(entry["check"].index)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"genes": 19},
-        {"genes": 21, "n_factors": 19},
-        {"n_factors": 28},
-        {"solver": "adam", "epochs": 3, "n_restarts": 3},
-    ],
+    ("n_genes", "n_factors", "held", "fewer"),
+    [(30, 28, 3, 27), (21, 19, 3, 18), (19, 4, 3, 4), (9, 4, 3, 4), (4, 2, 2, 2), (2, 1, 1, 1)],
 )
-def test_where_it_would_tell_nothing_there_is_none(slides, change):
+def test_a_small_panel_has_one_too(slides, n_genes, n_factors, held, fewer):
+    mine, above = slides
+    options = {"n_factors": n_factors, "deconvolve": False}
+    entry, _, _ = fit(mine[:, :n_genes], above, **options)
+    table = entry["check"]
+    assert len(table) == held
+    assert {"siid", "B", "total", "permuted"} <= set(table)
+    assert np.isfinite(table).all(axis=None)
+    (note,) = (note for note in entry["notes"] if note.startswith("[checked]"))
+    assert f"2 solutions with {fewer} factors" in note
+
+
+@pytest.mark.parametrize("change", [{"controls": False}, {"n_factors": 1, "genes": 1}])
+def test_without_controls_and_with_one_gene_a_note_names_the_hold_out(slides, change):
     mine, above = slides
     options = {name: value for name, value in change.items() if name != "genes"}
-    if change.get("solver") == "adam":
-        options |= {"passes": 20, "convergence_passes": 500, "entropy_passes": 100}
-    entry, told, _ = fit(mine[:, : change.get("genes", 30)], above, **options)
+    entry, told, _ = fit(mine[:, : change.get("genes", 30)], above, deconvolve=False, **options)
     assert "check" not in entry
     assert not told
     assert any("[imputation-unscored]" in note for note in entry["notes"])

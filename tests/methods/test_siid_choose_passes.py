@@ -61,6 +61,42 @@ def test_scores_are_those_of_hold_outs_with_as_many_passes(simulated, options):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"n_spots_per_cell": 2}])
+def test_controls_are_those_of_hold_outs_and_change_nothing(simulated, options):
+    mine, above = simulated
+    mine, options = mine.copy(), {**FAST, **options, "n_folds": 5, "folds": [1, 3]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StdistWarning)
+        stdist.tl.siid_choose_passes(mine, spots=above, passes=PASSES, **options)
+    found = mine.uns["siid_passes"]
+    kept = {"spots": above, "passes": found["passes"], "key_added": None}
+    several, one = (
+        stdist.tl.siid_holdout(mine, **kept, **options | {"n_solutions": n}).scores for n in (2, 1)
+    )
+    of_gene = several.pivot(index="gene", columns="method", values="r2")
+    of_gene["permuted"] = one[one["method"] == "permuted"].set_index("gene")["r2"]
+    for name in ("siid", "B", "total", "permuted"):
+        mean = found["held_out"][name]
+        np.testing.assert_allclose(mean, of_gene[name][mean.index], rtol=1e-9)
+    table = found["table"].set_index("passes").loc[found["passes"]]
+    assert table["permuted_r2"] == pytest.approx(found["held_out"]["permuted"].mean())
+    assert table["single_r2"] == pytest.approx(found["held_out"].filter(like="sol").mean(axis=None))
+    assert "(B)" in next(note for note in found["notes"] if note.startswith("[held-out]"))
+    assert not any("[held-out]" in str(one.message) for one in caught)
+    stdist.tl.siid_choose_passes(
+        mine, spots=above, passes=PASSES, controls=False, key_added="alone", **options
+    )
+    alone = mine.uns["alone"]["table"]
+    assert alone.equals(found["table"].drop(columns="permuted_r2"))
+
+
+def test_one_factor_is_told_to_be_no_better_than_the_total(simulated):
+    mine, above = simulated
+    mine, options = mine.copy(), {**FAST, "n_factors": 1, "folds": [0]}
+    with pytest.warns(StdistWarning, match="control-wins"):
+        stdist.tl.siid_choose_passes(mine, spots=above, passes=[2], **options)
+
+
 def test_blocks_and_a_kill_change_nothing(simulated, tmp_path, monkeypatch):
     mine, above = simulated
     paths = [tmp_path / "cells.zarr", tmp_path / "spots.zarr"]

@@ -91,6 +91,9 @@ def test_genes_of_the_model_are_the_product_of_the_factors(pair):
     assert mine.obsm["imputed"].dtype == np.float32
     np.testing.assert_allclose(mine.obsm["imputed"], product, rtol=1e-6)
     table = mine.uns["imputed"]["genes"]
+    scores = [note for note in mine.uns["siid"]["notes"] if note.startswith("[held-out]")]
+    assert scores
+    assert set(scores) <= set(mine.uns["imputed"]["notes"])
     assert list(table.index) == [*PANEL, *HELD]
     assert list(table["scale"]) == ["cells"] * 36 + ["spots"] * 4
     chosen = [HELD[1], PANEL[7]]

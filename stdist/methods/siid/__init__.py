@@ -104,9 +104,10 @@ def siid(
     controls
         Whether the best of as many restarts with the spots permuted over their places is among
         these controls, fitted with the same settings: to be compared with ``solution 0``. Without
-        `held_out`, whether a tenth of the genes of the panel, drawn by `rng`, is held out of a
-        smaller fit beside this one and scored in the same way, in ``uns[key_added]["check"]``: not
-        with Adam, fewer than 20 genes, or too few that are left.
+        `held_out`, whether a tenth of the genes of the panel, two or more, drawn by `rng`, is held
+        out of a smaller fit beside this one (2 solutions, with Adam of as many runs; as many
+        factors as genes are left, if these are fewer) and scored in the same way, in
+        ``uns[key_added]["check"]``.
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions

@@ -14,29 +14,32 @@ from stdist.methods.siid.results import CHECK
 
 SHARE = 10
 """One gene of so many is held out: those of fold 0 of `siid_holdout`."""
+FEWEST = 2
+"""Genes held out of a small panel, where a tenth would be fewer."""
 SOLUTIONS = 2
 """Of the fit without them: their mean is what is scored, and their range what seeds differ by."""
 
 
 def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
-    """Add the fit without some genes, its controls and its scores, where they say something.
+    """Add the fit without some genes, its controls and its scores.
 
-    Genes that the user holds out are scored already, few genes tell nothing, and a run of Adam
-    costs as much as all else.
+    There is none where the user holds out genes, which are scored already, or has but one.
     """
     spec = pair.spec
-    if (
-        not spec.controls
-        or answered_genes(pair)
-        or spec.solver == "adam"
-        or pair.n_panel < 2 * SHARE
-    ):
+    if not spec.controls or answered_genes(pair) or pair.n_panel < 2:
         return program
-    (genes,) = chosen_folds(pair, SHARE, [0], None, spec.rng).values()
-    if pair.n_panel - len(genes) < spec.n_factors:
-        return program
-    n_solutions, held = min(SOLUTIONS, spec.n_restarts), [*genes, *spec.held]
-    smaller = pair.like(held_out=held, n_solutions=n_solutions, deconvolve=False)
+    panel = pair.like(held_out=None)
+    n_folds = max(2, min(SHARE, panel.n_panel // FEWEST))
+    (genes,) = chosen_folds(panel, n_folds, [0], None, spec.rng).values()
+    n_solutions = min(SOLUTIONS, spec.n_restarts)
+    smaller = pair.like(
+        held_out=[*genes, *spec.held],
+        n_factors=min(spec.n_factors, pair.n_panel - len(genes)),
+        n_solutions=n_solutions,
+        # every run of Adam sees all cells; those of EM start on a sample
+        n_restarts=n_solutions if spec.solver == "adam" else spec.n_restarts,
+        deconvolve=False,
+    )
     other = bound(smaller).program()
     _, *stages, _ = other.stages  # places are the same, and rows of cells are not written
     own, states = scoped(CHECK, stages, other.state)
@@ -45,6 +48,6 @@ def checked(program: Program, pair: Pair, bound: type[Bound]) -> Program:
     return replace(
         program,
         stages=(*before, *own, write),
-        results=partial(program.results, checked=genes, n_checking=n_solutions),
+        results=partial(program.results, checked=genes, checking=smaller.spec),
         state={**program.state, **states},
     )

@@ -159,10 +159,11 @@ def siid_choose_factors(
 
 
 def warn_of(cells: Data, key: str) -> None:
-    """Warn of what a choice has noted."""
+    """Warn of what a choice has noted, beside plain scores."""
     notes = cells.uns(key).get("notes")
     for note in [] if notes is None else np.atleast_1d(notes):
-        warnings.warn(str(note), StdistWarning, stacklevel=3)
+        if not str(note).startswith("[held-out]"):
+            warnings.warn(str(note), StdistWarning, stacklevel=3)
 
 
 def _program(

@@ -53,6 +53,7 @@ def siid_choose_passes(
     platform_scaling: bool = True,
     shrink: bool = True,
     l2: float | None = None,
+    controls: bool = True,
     key_added: str = "siid_passes",
     rng: int = 0,
     client: Any = None,
@@ -93,13 +94,17 @@ def siid_choose_passes(
         As of `stdist.tl.siid`.
     spots_model, spot_scale, platform_scaling, shrink, l2
         As of `stdist.tl.siid`.
+    controls
+        Whether the same genes are scored for simple baselines, and for one solution with the spots
+        permuted over their places, which takes a fit more in every fold.
     key_added
         ``uns[key_added]["passes"]``: the number chosen; ``["table"]``: one row per number with the
         mean ``r2`` of the genes held out, how much it is ``below_best``, the ``standard_error`` of
-        this difference (of its mean over the genes), and ``single_r2``, the mean R2 of single
-        solutions;
-        ``["n_genes"]``: how many genes were held out; ``["notes"]``: what is warned of, where
-        there is anything.
+        this difference (of its mean over the genes), ``single_r2``, the mean R2 of single
+        solutions, and ``permuted_r2``, that of one with the spots permuted;
+        ``["held_out"]``: R2 of each gene after the number chosen, of single solutions and of the
+        controls; ``["n_genes"]``: how many genes were held out; ``["notes"]``: what the scores
+        come to, and what is warned of.
     rng
         Seed of the folds and of the fits.
     client
@@ -126,8 +131,8 @@ def siid_choose_passes(
     -----
     StdistWarning
         If `n_factors` is not given, the number chosen is the first or last one, a smaller one is
-        within one standard error, or as `stdist.tl.siid` of cells, spots and genes that take no
-        part.
+        within one standard error, a control is as good as the imputation, or as `stdist.tl.siid`
+        of cells, spots and genes that take no part.
 
     Notes
     -----
@@ -168,6 +173,7 @@ def siid_choose_passes(
         platform_scaling=platform_scaling,
         shrink=shrink,
         l2=l2,
+        controls=controls,
         key_added=key_added,
         rng=rng,
     )

@@ -16,9 +16,10 @@ from stdist.kernels.imputation_scores import gene_scores
 from stdist.methods.siid.choose_factors_program import choice_notes
 from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.fit import never
+from stdist.methods.siid.held_out import PERMUTED, held_out_notes
 from stdist.methods.siid.holdout_folds import chosen_folds
 from stdist.methods.siid.holdout_program import Fold
-from stdist.methods.siid.holdout_tiles import score_tile
+from stdist.methods.siid.holdout_tiles import STREAMED, score_tile
 from stdist.methods.siid.pair import Pair
 
 Arrays = dict[str, Any]
@@ -41,12 +42,13 @@ def passes_program(
     genes_of = chosen_folds(pair, n_folds, folds, None, pair.spec.rng, "siid_choose_passes")
     if folds is None:
         genes_of = dict(list(genes_of.items())[-FOLDS:])
-    whole = kind(pair, controls=False, n_neighbors=1)
+    controls = pair.spec.controls
+    whole = kind(pair, controls=controls, n_neighbors=1)
     stages: list[Any] = whole.lay_out()[:1]  # the same for all folds
     states: dict[str, State] = {}
     for fold, genes in genes_of.items():
-        bound = kind(pair.like(held_out=genes), controls=False, n_neighbors=1)
-        own, kept = scoped(f"fold{fold}", bound.milestones(candidates), bound.states())
+        bound = kind(pair.like(held_out=genes), controls=controls, n_neighbors=1)
+        own, kept = scoped(f"fold{fold}", *bound.milestones(candidates))
         stages += own
         states |= kept
     spec, key = pair.spec, pair.spec.key_added
@@ -65,8 +67,9 @@ def passes_program(
         results=partial(
             _results,
             candidates=candidates,
-            folds=list(genes_of),
+            genes_of=genes_of,
             solutions=whole.solutions,
+            controls=controls,
             key=key,
             notes=pair.notes,
         ),
@@ -78,7 +81,8 @@ def passes_program(
 PARAMETERS = (
     *("n_factors", "layer", "spots_layer", "spatial_key", "spots_spatial_key", "max_distance"),
     *("n_spots_per_cell", "n_solutions", "n_restarts", "sample_cells", "updates_per_pass"),
-    *("spots_model", "spot_scale", "platform_scaling", "shrink", "l2", "key_added", "rng"),
+    *("spots_model", "spot_scale", "platform_scaling", "shrink", "l2", "controls"),
+    *("key_added", "rng"),
 )
 """What the fits share with those of `stdist.tl.siid`, beside the transform."""
 
@@ -86,10 +90,19 @@ PARAMETERS = (
 class Milestones(Fold):
     """Fits without the genes held out, scored after several numbers of passes."""
 
-    def milestones(self, candidates: Sequence[int]) -> list[Any]:
-        """Stages after the layout: all fits up to a number of passes, their scores, and so on."""
+    def milestones(self, candidates: Sequence[int]) -> tuple[list[Any], dict[str, State]]:
+        """Stages after the layout, and the states that they keep."""
         _, *placing = self.lay_out()
-        stages: list[Any] = [*placing, *self._restarts()]
+        stages, states = [*placing, *self._fits(candidates)], self.states()
+        if self.controls:
+            alone = type(self)(self.pair.like(n_solutions=1), controls=False, n_neighbors=1)
+            permuted, own = alone.permuted(alone._fits(candidates))
+            stages, states = stages + permuted, states | own
+        return stages, states
+
+    def _fits(self, candidates: Sequence[int]) -> list[Any]:
+        """All fits up to a number of passes, their scores, and so on."""
+        stages: list[Any] = self._restarts()
         at = {name: name for name in self.solutions}
         for number, name in enumerate(self.solutions):
             stages += self._fit(name, "restarts", number, candidates[0], never)
@@ -103,7 +116,7 @@ class Milestones(Fold):
         return stages
 
     def _score_at(self, passes: int, at: Mapping[str, str]) -> Reduce:
-        score = self._score(controls=False)
+        score = self._score(controls=self.controls)
         return replace(
             score,
             name=score_name(passes),
@@ -131,42 +144,54 @@ def score_milestone(rows: tuple[int, int], *, at: Mapping[str, str], **arguments
 def _results(
     values: Mapping[str, Any],
     candidates: list[int],
-    folds: list[int],
+    genes_of: Mapping[int, list[str]],
     solutions: tuple[str, ...],
+    controls: bool,
     key: str,
     notes: list[str],
 ) -> dict[str, Any]:
     """Name the number of passes after which genes held out are imputed best."""
-    r2, single = [], []
-    for passes in candidates:
-        of_gene = [
-            gene_scores(values[f"fold{fold}.{score_name(passes)}"])["r2"].reshape(
-                1 + len(solutions), -1
-            )
-            for fold in folds
-        ]
-        r2.append(np.concatenate([scores[0] for scores in of_gene]))
-        single.append(np.concatenate([scores[1:].mean(axis=0) for scores in of_gene]))
-    mean = np.mean(r2, axis=1)
+    tables = [_scores(values, passes, genes_of, len(solutions), controls) for passes in candidates]
+    r2 = np.array([table["siid"] for table in tables])
+    mean = r2.mean(axis=1)
     best = int(mean.argmax())
-    below = r2[best] - np.array(r2)
+    below = r2[best] - r2
     error = below.std(axis=1) / np.sqrt(below.shape[1])
     within = int(np.flatnonzero(below.mean(axis=1) <= error)[0])
-    table = pd.DataFrame(
-        {
-            "passes": candidates,
-            "r2": mean,
-            "below_best": below.mean(axis=1),
-            "standard_error": error,
-            "single_r2": np.mean(single, axis=1),
-        }
-    )
-    found = [*notes, *choice_notes("passes", candidates, best, within)]
-    return {
-        f"uns/{key}": {
-            "passes": candidates[best],
-            "n_genes": below.shape[1],
-            "table": table,
-            "notes": found or None,
-        }
+    single = [table.filter(like="solution").mean(axis=None) for table in tables]
+    columns = {
+        "passes": candidates,
+        "r2": mean,
+        "below_best": below.mean(axis=1),
+        "standard_error": error,
+        "single_r2": single,
     }
+    found = [*notes, *choice_notes("passes", candidates, best, within)]
+    entry = {"passes": candidates[best], "n_genes": below.shape[1], "held_out": tables[best]}
+    if controls:
+        columns["permuted_r2"] = [table[PERMUTED].mean() for table in tables]
+        found += held_out_notes(tables[best])
+    return {f"uns/{key}": entry | {"table": pd.DataFrame(columns), "notes": found or None}}
+
+
+def _scores(
+    values: Mapping[str, Any],
+    passes: int,
+    genes_of: Mapping[int, list[str]],
+    n_solutions: int,
+    controls: bool,
+) -> pd.DataFrame:
+    """R2 of the genes of all folds after so many passes, with the columns of `held_out_table`."""
+    name = score_name(passes)
+    parts = []
+    for fold, genes in genes_of.items():
+        r2 = gene_scores(values[f"fold{fold}.{name}"])["r2"].reshape(-1, len(genes))
+        columns = ["siid", *(f"solution {number}" for number in range(n_solutions))]
+        part = pd.DataFrame(r2[: len(columns)].T, pd.Index(genes, dtype=object), columns)
+        if controls:
+            for row, control in enumerate(STREAMED, len(columns)):
+                part[control] = r2[row]
+            permuted = gene_scores(values[f"fold{fold}.{PERMUTED}.{name}"])["r2"]
+            part[PERMUTED] = permuted[: len(genes)]
+        parts.append(part)
+    return pd.concat(parts)

@@ -14,6 +14,7 @@ from stdist.kernels.imputation_scores import gene_scores
 from stdist.kernels.moments import dense_rows, row_sums
 from stdist.methods.siid.holdout_tiles import imputed_means, merged, scored
 from stdist.methods.siid.pair import Pair, read_counts
+from stdist.methods.siid.spec import SiidSpec
 from stdist.preprocess.bound import TileWorkspace
 from stdist.store import TILE_ROWS
 
@@ -171,10 +172,11 @@ def unscored_note(n_factors: int) -> str:
     )
 
 
-def check_note(n_factors: int) -> str:
+def check_note(checking: SiidSpec, n_factors: int) -> str:
     """Say which fit the scores are of."""
     return (
-        "[checked] the genes that are scored were held out of another fit, of fewer solutions; "
+        "[checked] the genes that are scored were held out of another fit, of "
+        f"{checking.n_solutions} solutions with {checking.n_factors} factors; "
         f"{_command(n_factors)} scores all genes of the panel in folds"
     )
 

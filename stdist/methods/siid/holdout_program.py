@@ -165,7 +165,8 @@ class Fold(Bound):
         stages += self._neighbors(sample)
         alone = self.pair.like(deconvolve=False)
         control = type(self)(alone, controls=False, n_neighbors=self.n_neighbors)
-        permuted, states = control.permuted(control._scores(controls=False))
+        fits = [*control._solutions(), *control._scores(controls=False)]
+        permuted, states = control.permuted(fits)
         return stages + permuted, self.states() | states
 
     def states(self) -> dict[str, State]:

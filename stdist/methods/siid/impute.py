@@ -67,7 +67,8 @@ def siid_impute(
     key_added
         ``obsm[key_added]``: imputed means ``(n_cells, n_genes)`` float32, genes in the order of
         ``uns[key_added]["genes"]``, a data frame with the ``scale`` of each gene: "cells" for the
-        panel, "spots" for all others, because no platform factor is known for them.
+        panel, "spots" for all others, because no platform factor is known for them; ``["notes"]``:
+        what the fit tells of how well it imputes genes held out, beside its controls.
     confidence
         Whether standard errors are wanted: ``obsm[key_added + "_sd"]``, float32, same shape.
     client

@@ -13,6 +13,8 @@ from stdist.methods.data import Data
 from stdist.store import InputError, Source
 
 CELLS, SPOTS = "cells", "spots"
+SCORES = ("[held-out]", "[checked]", "[imputation-unscored]", "[control-")
+"""Notes of a fit on how well it imputes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class FittedFactors:
     ``profile`` ``(n_solutions, n_factors, n_genes)`` and ``platform`` ``(n_solutions, n_genes)``
     float64; ``genes`` of the model, those of the panel first; ``loadings`` the source of the
     cells' loadings, ``(n_cells, n_solutions * n_factors)``; ``spots_layer`` with the counts;
-    ``shape`` ``(n_solutions,)`` of the prior of profiles, 0 for none.
+    ``shape`` ``(n_solutions,)`` of the prior of profiles, 0 for none; ``scores`` the notes that
+    tell how well genes held out were imputed, and which control is as good.
     """
 
     genes: pd.Index
@@ -32,6 +35,7 @@ class FittedFactors:
     loadings: Source
     spots_layer: str | None
     shape: np.ndarray
+    scores: list[str]
 
 
 def fitted_factors(data: Data, key: str) -> FittedFactors:
@@ -55,6 +59,7 @@ def fitted_factors(data: Data, key: str) -> FittedFactors:
             remedy="fit again with stdist.tl.siid: loadings and factors belong together",
         )
     layer = found.get("params", {}).get("spots_layer")
+    notes = [str(note) for note in np.atleast_1d(found.get("notes", []))]
     return FittedFactors(
         genes=pd.Index(np.asarray(factors["gene"], dtype=object).astype(str), dtype=object),
         in_panel=np.asarray(factors["in_panel"], bool),
@@ -63,6 +68,7 @@ def fitted_factors(data: Data, key: str) -> FittedFactors:
         loadings=loadings,
         spots_layer=None if layer is None else str(layer),
         shape=np.asarray(factors.get("profile_shape", np.zeros(len(profile))), np.float64),
+        scores=[note for note in notes if note.startswith(SCORES)],
     )
 
 

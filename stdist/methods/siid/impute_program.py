@@ -204,5 +204,6 @@ def _results(
         left = int((values["outside"]["gap"].max(axis=0) > TOLERANCE).sum())
         if left:
             notes.append(f"[genes-unsettled] {left} regressions ran out of rounds")
+    notes += factors.scores
     found = {"params": {"key": key}, "genes": table, "notes": notes or None}
     return {f"uns/{key_added}": found}

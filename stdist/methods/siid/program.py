@@ -105,7 +105,7 @@ class Bound(LaidOut):
         control: tuple[str, ...] = ()
         if self.spec.controls and answered_genes(self.pair):
             fit = type(self)(self.pair.like(n_solutions=1, deconvolve=False))
-            permuted, own = fit.permuted([])
+            permuted, own = fit.permuted(fit._solutions())
             control = tuple(f"{PERMUTED}.{name}" for name in fit.solutions)
             stages += permuted
             states |= own | {f"{name}_rows_back": own[f"{name}_rows"] for name in control}
@@ -134,14 +134,14 @@ class Bound(LaidOut):
             state=states,
         )
 
-    def permuted(self, scores: list[Any]) -> tuple[list[Any], dict[str, State]]:
-        """Stages that fit, and then score, the pair with permuted spots, and their states.
+    def permuted(self, fits: list[Any]) -> tuple[list[Any], dict[str, State]]:
+        """Stages that fit, and may score, the pair with permuted spots, and their states.
 
         The cells are those that the stages of the pair itself have laid out.
         """
         key = stream_key(self.spec.rng, "siid permuted spots", 0)
         number = np.argsort(uniforms(key, 0, self.pair.spots.n_obs), kind="stable")
-        stages = [self.layout(number), self.place_spots(), *self._solutions(), *scores]
+        stages = [self.layout(number), self.place_spots(), *fits]
         return scoped(PERMUTED, stages, self.states())
 
     def _solutions(self) -> list[Any]:

@@ -28,7 +28,7 @@ def fit_results(
     solutions: tuple[str, ...],
     answered: list[str],
     checked: Sequence[str] = (),
-    n_checking: int = 0,
+    checking: SiidSpec | None = None,
 ) -> dict[str, Any]:
     """Parameters, factors (xarray, because dimensions have names), scores and notes."""
     import xarray as xr
@@ -48,9 +48,10 @@ def fit_results(
     if answered:
         found["held_out"] = held_out_table(values["held_out"], answered, len(solutions))
         notes = [*notes, *held_out_notes(found["held_out"])]
-    elif checked:
-        found["check"] = held_out_table(values[f"{CHECK}.held_out"], checked, n_checking)
-        notes = [*notes, *held_out_notes(found["check"]), check_note(spec.n_factors)]
+    elif checking is not None:
+        table = held_out_table(values[f"{CHECK}.held_out"], checked, checking.n_solutions)
+        notes = [*notes, *held_out_notes(table), check_note(checking, spec.n_factors)]
+        found["check"] = table
     else:
         notes = [*notes, unscored_note(spec.n_factors)]
     found["notes"] = notes
