@@ -69,7 +69,7 @@ def log_factor_to_keep_totals(
     weights: ArrayLike,
     batch: ArrayLike,
     depth: ArrayLike,
-    least: float = 0.85,
+    least: float,
 ) -> Floats:
     """By what to multiply the batch-free rates of a gene so that its total stays near the fitted.
 

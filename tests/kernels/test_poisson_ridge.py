@@ -497,13 +497,13 @@ def test_totals_are_kept_near_those_of_the_fitted_means() -> None:
     target = cells[2] @ np.exp(result.intercept + weights @ result.cluster)
     shift -= np.log(target / source)  # the totals are then exp(-1) to exp(1) of the fitted
     given = result.intercept + shift, result.cluster
-    factor = np.exp(log_factor_to_keep_totals(*given, result, *cells))
+    factor = np.exp(log_factor_to_keep_totals(*given, result, *cells, 0.85))
     expected = [0.85 * np.e, 1.0, 1.0, 1.0, 1 / 0.85 / np.e]
     np.testing.assert_allclose(factor, expected, rtol=1e-12)
     empty = replace(result, intercept=np.full(5, -np.inf))
-    assert not log_factor_to_keep_totals(empty.intercept, given[1], empty, *cells).any()
+    assert not log_factor_to_keep_totals(empty.intercept, given[1], empty, *cells, 0.85).any()
     beyond = np.full_like(given[1], 1e4)
-    assert not log_factor_to_keep_totals(given[0], beyond, result, *cells).any()
+    assert not log_factor_to_keep_totals(given[0], beyond, result, *cells, 0.85).any()
 
 
 def test_source_parameters_reproduce_the_linear_predictor() -> None:

@@ -20,6 +20,9 @@ from stdist.methods.crescendo.rows import Rows
 from stdist.methods.crescendo.spec import CrescendoSpec
 from stdist.store import InputError
 
+MOST_LOST = 0.3
+"""Of an even share of one batch in a gene's total, that the interquartile mean may take."""
+
 
 def target_coefficients(
     result: RidgeFit, rows: Rows, spec: CrescendoSpec
@@ -48,10 +51,10 @@ def target_coefficients(
         intercept, coefficients = interquartile_marginal(of_clusters, mass[present])
     coefficients = np.concatenate([coefficients, result.cluster[n_clusters:]])
     if spec.marginal == "interquartile":
-        depth = rows.depth * rows.sampling_weight
+        depth, least = rows.depth * rows.sampling_weight, 1 - MOST_LOST / present.sum()
         # the clusters of a cell sum to one
         coefficients[:n_clusters] += log_factor_to_keep_totals(
-            intercept, coefficients, result, rows.weights, rows.batch, depth
+            intercept, coefficients, result, rows.weights, rows.batch, depth, least
         )
     return intercept, coefficients
 
