@@ -190,8 +190,11 @@ def test_a_pair_of_slides_from_simulation_to_imputation(tmp_path, capsys):
     what = ["siid", "--cells", cells, "--spots", spots, "--n-factors", 3]
     few = ["--n-solutions", 2, "--n-restarts", 2, "--passes", 3, "--convergence-passes", 3,
            "--entropy-passes", 2, "--sample-cells", 1024, "--workers", 1]  # fmt: skip
-    code, text = run("run", *what, *few, capsys=capsys)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", StdistWarning)
+        code, text = run("run", *what, *few, capsys=capsys)
     assert code == 0, text.err
+    assert "[control-permuted]" in text.err  # two genes tell nothing of positions
     assert text.out.strip() == str(cells)
     assert "report: " in text.err
     code, text = run("run", "siid_impute", cells, "--genes", "gene_0002,gene_0025",

@@ -301,7 +301,7 @@ def test_a_hold_out_is_set_beside_its_controls_in_the_report_of_the_fit(pair, tm
     for page in pages:  # of the fit, and of the scoring itself
         assert "Against simple controls" in page.headings
         assert "stdist measure" not in page.text
-        assert "held out of a smaller fit beside this one" in page.text
+        assert "held out of a second fit beside this one" in page.text
         text = "The hold-out below has other parameters than the fit. n_factors: 1, in the fit 3"
         assert text in page.text
         assert f"passes: 1, in the fit {FIT['passes']}" in page.text

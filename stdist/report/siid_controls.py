@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stdist.methods.data import StoreData
+from stdist.methods.siid.held_out import holdout_options
 from stdist.methods.siid.spec import SiidSpec
 from stdist.plots.siid_scores import CONTROLS, holdout_scores, kept_scores, scores_by_gene
 from stdist.report import html
@@ -52,6 +53,8 @@ def controls(facts: RunFacts, pictures: bool) -> str:
     try:
         kept = kept_scores(facts.data, key)
     except InputError:
+        if _shared_genes(facts) < 2:
+            return html.paragraph("Of one gene none can be held out: how well is not known.")
         text = (
             "This command scores all genes of the panel in folds, beside more controls:"
             if own
@@ -86,7 +89,7 @@ def _listed(values: list[Any]) -> str:
 
 def _of_the_fit(facts: RunFacts) -> list[str]:
     """Genes held out of the fit or of one beside it."""
-    for name, of in (("held_out", "this fit"), ("check", "a smaller fit beside this one")):
+    for name, of in (("held_out", "this fit"), ("check", "a second fit beside this one")):
         if (table := facts.written.get(name)) is not None:
             return scores_beside_controls(table, of, facts.notes)
     return []
@@ -115,11 +118,21 @@ def scores_beside_controls(table: pd.DataFrame, of: str, notes: list[str]) -> li
     return [*parts, html.table(head, rows)]
 
 
+def _shared_genes(facts: RunFacts) -> int:
+    """Number of genes that cells and spots of a fit share."""
+    held = facts.written.get("held_out")
+    panel = int(np.sum(facts.written["factors"]["in_panel"]))
+    return panel + (0 if held is None else len(held))
+
+
 def holdout_command(facts: RunFacts) -> str:
     """Command line that scores the imputation of a run by folds of held-out genes."""
     parameters = facts.parameters
     words = ["stdist", "measure", "siid-holdout", "--cells", str(facts.store)]
-    words += ["--spots", str(parameters["spots"]), "--n-factors", str(parameters["n_factors"])]
+    words += ["--spots", str(parameters["spots"])]
+    options = holdout_options(int(parameters["n_factors"]), _shared_genes(facts))
+    for name, number in options.items():
+        words += [f"--{name.replace('_', '-')}", str(number)]
     default = SiidSpec(n_factors=1)
     for name in (*FITTED, *PLACED):
         value = parameters.get(name)
@@ -161,7 +174,8 @@ def of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures:
     spread = html.number(float(summary.loc["siid", "seed_range"]))
     parts.append(
         html.paragraph(
-            f"Beaten: SIID is better by more than the mean R² of its seeds differs ({spread})."
+            f"Beaten: SIID is better by more than the mean R² of its seeds differs ({spread}), and "
+            "than two standard errors over the genes."
         )
     )
     if "types" in kept:

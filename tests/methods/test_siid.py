@@ -179,7 +179,7 @@ def simulation(shared, name="sim_h8"):
 
 def test_deconvolution_of_the_simulation(shared):
     data, mine, above = simulation(shared)
-    stdist.tl.siid(mine, spots=above, n_factors=8)
+    stdist.tl.siid(mine, spots=above, n_factors=8, controls=False)
     np.testing.assert_array_equal(mine.obs["siid_spot"], data["cell_spot"])
     truth = data["true_spot_umi_by_type"] / data["true_spot_umi_by_type"].sum(1, keepdims=True)
     factors = mine.uns["siid"]["factors"]

@@ -1,4 +1,4 @@
-"""No array of cells x genes or cells x spots: a run holds less than one of uint16 would be.
+"""No array of cells x genes or cells x spots, of a byte or more for each entry.
 
 Nor does it hold more where there are more cells, but for some numbers of each cell.
 """
@@ -19,6 +19,7 @@ from stdist.methods.registry import build
 from tests.methods.test_siid import FAST, slides
 
 N_CELLS, N_GENES = 40_000, 300
+NEGATIVE = "negative_binomial"
 
 
 SHORT = FAST | {"n_solutions": 1, "passes": 1, "convergence_passes": 1, "entropy_passes": 1}
@@ -27,12 +28,16 @@ HELD_OUT = {"held_out": [f"g{i}" for i in range(30)]}
 FOLD = {"n_factors": 4, "n_restarts": 2, "n_solutions": 1, "passes": 1, "sample_cells": 1024}
 FOLD_FIT = {name: value for name, value in FOLD.items() if name != "passes"}
 FOLD |= {"folds": [0, 1]}
+ALIGN = {"n_factors": 4, "n_starts": 1, "sample_cells": 8192}
 CHOICE = {"n_factors": [2, 4], "n_restarts": 1, "sample_cells": 1024}
 RUNS = {
     "default": ("siid", FAST),
     "held out": ("siid", SHORT | HELD_OUT),
+    "dispersed, in parts": ("siid", SHORT | {"spots_model": NEGATIVE, "updates_per_pass": 2}),
+    "tied": ("siid", SHORT | {"spot_scale": "tied"}),
     "several spots": ("siid", SHORT | {"n_spots_per_cell": 3}),
     "adam": ("siid", ADAM | {"solver": "adam"}),
+    "alignment": ("siid_align", ALIGN),
     "impute": ("siid_impute", {"confidence": True}),
     "hold-out": ("siid_holdout", FOLD),
     "choice of passes": ("siid_choose_passes", FOLD_FIT | {"passes": [1, 2], "folds": [0]}),
@@ -95,9 +100,11 @@ def one_chunk_at_a_time():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), RUNS.values(), ids=RUNS)
-def test_a_run_holds_less_than_two_bytes_per_entry(pair, name, options):
+def test_a_run_holds_no_array_of_cells_and_genes(pair, name, options):
     paths, n_cells = pair
-    assert peak_alone(paths, name, options) < 2 * n_cells * N_GENES
+    peak = peak_alone(paths, name, options) / (n_cells * N_GENES)
+    # measured .65 to .71, the choice of factors .98, imputing 1.3: one of a byte would be too much
+    assert peak < (2 if name == "siid_impute" else 1.5)
 
 
 @pytest.mark.slow

@@ -104,10 +104,10 @@ def siid(
     controls
         Whether the best of as many restarts with the spots permuted over their places is among
         these controls, fitted with the same settings: to be compared with ``solution 0``. Without
-        `held_out`, whether a tenth of the genes of the panel, two or more, drawn by `rng`, is held
-        out of a smaller fit beside this one (2 solutions, with Adam of as many runs; as many
-        factors as genes are left, if these are fewer) and scored in the same way, in
-        ``uns[key_added]["check"]``.
+        `held_out`, whether a tenth of the genes of the panel (of a small one two or three, one of
+        two genes), drawn by `rng`, is held out of a second fit and scored in the same way, in
+        ``uns[key_added]["check"]``. It has the same parameters without `deconvolve`, and as many
+        factors as genes are left, if these are fewer.
     deconvolve
         Whether proportions of types in the spots are wanted: a fit of its own, longer and hardened.
     n_solutions

@@ -102,9 +102,9 @@ def siid_choose_passes(
         mean ``r2`` of the genes held out, how much it is ``below_best``, the ``standard_error`` of
         this difference (of its mean over the genes), ``single_r2``, the mean R2 of single
         solutions, and ``permuted_r2``, that of one with the spots permuted;
-        ``["held_out"]``: R2 of each gene after the number chosen, of single solutions and of the
-        controls; ``["n_genes"]``: how many genes were held out; ``["notes"]``: what the scores
-        come to, and what is warned of.
+        ``["held_out"]``: R2 of each gene after the number chosen (for these very genes, so a
+        little too good), of single solutions and of the controls; ``["n_genes"]``: how many genes
+        were held out; ``["notes"]``: what the scores come to, and what is warned of.
     rng
         Seed of the folds and of the fits.
     client

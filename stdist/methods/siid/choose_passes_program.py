@@ -16,7 +16,7 @@ from stdist.kernels.imputation_scores import gene_scores
 from stdist.methods.siid.choose_factors_program import choice_notes
 from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.fit import never
-from stdist.methods.siid.held_out import PERMUTED, held_out_notes
+from stdist.methods.siid.held_out import CONTROLS, PERMUTED, held_out_notes
 from stdist.methods.siid.holdout_folds import chosen_folds
 from stdist.methods.siid.holdout_program import Fold
 from stdist.methods.siid.holdout_tiles import STREAMED, score_tile
@@ -189,8 +189,8 @@ def _scores(
         columns = ["siid", *(f"solution {number}" for number in range(n_solutions))]
         part = pd.DataFrame(r2[: len(columns)].T, pd.Index(genes, dtype=object), columns)
         if controls:
-            for row, control in enumerate(STREAMED, len(columns)):
-                part[control] = r2[row]
+            for control in CONTROLS:
+                part[control] = r2[len(columns) + STREAMED.index(control)]
             permuted = gene_scores(values[f"fold{fold}.{PERMUTED}.{name}"])["r2"]
             part[PERMUTED] = permuted[: len(genes)]
         parts.append(part)

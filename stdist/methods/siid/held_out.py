@@ -24,6 +24,10 @@ CONTROLS = ("B", "total")
 """Counts of the spot scaled to the total of the cell, and that total alone."""
 PERMUTED = "permuted"
 """Solution 0 of the same fit with the counts of each spot at the place of another."""
+N_FOLDS = 10
+"""Of a hold-out, if not told otherwise."""
+ROUNDING = 1e-4
+"""Difference of mean R2 that is none."""
 
 
 def answered_genes(pair: Pair) -> list[str]:
@@ -144,60 +148,104 @@ def held_out_notes(table: pd.DataFrame) -> list[str]:
     mean = table.mean()
     single = mean[mean.index.str.startswith("solution")]
     spread = single.max() - single.min()
-    shown = mean[["siid", *CONTROLS]]
-    summary = pd.DataFrame({"r2": shown, "seed_range": spread})
-    summary["beaten"] = (shown["siid"] - shown > spread).astype("boolean")
-    summary.loc["siid", "beaten"] = pd.NA
+    shown = ["siid", *CONTROLS]
+    summary = pd.DataFrame({"r2": mean[shown], "seed_range": spread})
+    errors = {name: standard_error(table["siid"] - table[name]) for name in shown}
+    summary["beaten"] = beaten(summary, pd.Series(errors))
     level = (
-        f"[held-out] mean R2 of the {len(table)} genes held out: imputed {shown['siid']:.4f}, "
-        f"counts of the spot scaled to the cell (B) {shown['B']:.4f}, "
-        f"total of the cell alone {shown['total']:.4f}"
+        f"[held-out] mean R2 of the {len(table)} genes held out: imputed {mean['siid']:.4f}, "
+        f"counts of the spot scaled to the cell (B) {mean['B']:.4f}, "
+        f"total of the cell alone {mean['total']:.4f}"
     )
-    notes = [level, *verdicts(summary)]
+    notes = [level, *verdicts(summary, len(single))]
     if PERMUTED not in mean:
         return notes
-    own = float(single.iloc[0])
-    notes[0] += f"; solution 0 alone {own:.4f}, and {mean[PERMUTED]:.4f} with the spots permuted"
-    if own - mean[PERMUTED] <= spread:
-        level = f"solution 0 has a mean R2 of {own:.4f} (solutions differ by {spread:.4f})"
-        notes.append(_permuted_note(level, mean[PERMUTED]))
+    alone = table[single.index[0]]
+    own, permuted = alone.mean(), mean[PERMUTED]
+    notes[0] += f"; solution 0 alone {own:.4f}, and {permuted:.4f} with the spots permuted"
+    if not _exceeds(own - permuted, spread, standard_error(alone - table[PERMUTED])):
+        level = f"solution 0 has a mean R2 of {own:.4f}{_differ('solutions', spread, len(single))}"
+        notes.append(_permuted_note(level, permuted))
     return notes
 
 
-def unscored_note(n_factors: int) -> str:
+def standard_error(advantage: pd.Series) -> float:
+    """Of the mean of one number per gene; 0 for a single gene."""
+    return float(advantage.std() / np.sqrt(len(advantage))) if len(advantage) > 1 else 0.0
+
+
+def beaten(summary: pd.DataFrame, error: pd.Series) -> pd.Series:
+    """Whether `siid` is better by more than its seeds differ and than two standard errors.
+
+    Parameters
+    ----------
+    summary
+        One row per method, ``siid`` among them: ``r2`` and ``seed_range``.
+    error
+        Standard error of the mean advantage of ``siid`` over the genes.
+    """
+    own, spread = summary.loc["siid", ["r2", "seed_range"]]
+    found = _exceeds(own - summary["r2"], spread, error).astype("boolean")
+    return found.where(summary.index != "siid")
+
+
+def _exceeds(advantage: Any, spread: float, error: Any) -> Any:
+    return advantage > np.maximum(max(spread, ROUNDING), 2 * error)
+
+
+def _differ(what: str, spread: float, n_solutions: int) -> str:
+    return f" ({what} differ by {spread:.4f})" if n_solutions > 1 else ""
+
+
+def unscored_note(n_factors: int, n_genes: int) -> str:
     """Say which command tells how well genes are imputed."""
-    return (
-        "[imputation-unscored] no gene was held out, so this fit does not tell how well genes are "
-        f"imputed: {_command(n_factors)} does, beside simple controls"
+    text = (
+        "[imputation-unscored] no gene was held out, so this fit does not tell how well genes are"
     )
+    if n_genes < 2:
+        return f"{text} imputed, and of one gene none can be held out"
+    return f"{text} imputed: {_command(n_factors, n_genes)} does, beside simple controls"
 
 
-def check_note(checking: SiidSpec, n_factors: int) -> str:
+def check_note(checking: SiidSpec, n_factors: int, n_genes: int) -> str:
     """Say which fit the scores are of."""
     return (
-        "[checked] the genes that are scored were held out of another fit, of "
-        f"{checking.n_solutions} solutions with {checking.n_factors} factors; "
-        f"{_command(n_factors)} scores all genes of the panel in folds"
+        "[checked] the genes that are scored were held out of another fit, with "
+        f"{checking.n_factors} factors; {_command(n_factors, n_genes)} scores all genes in folds"
     )
 
 
-def _command(n_factors: int) -> str:
-    return f"`stdist measure siid-holdout --cells CELLS --spots SPOTS --n-factors {n_factors}`"
+def _command(n_factors: int, n_genes: int) -> str:
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in holdout_options(n_factors, n_genes).items()
+    )
+    return f"`stdist measure siid-holdout --cells CELLS --spots SPOTS {options}`"
 
 
-def verdicts(summary: pd.DataFrame) -> list[str]:
+def holdout_options(n_factors: int, n_genes: int) -> dict[str, int]:
+    """Parameters of a hold-out of two genes or more: its folds leave as many genes as factors."""
+    n_folds = min(N_FOLDS, n_genes)
+    found = {"n_factors": min(n_factors, n_genes - -(-n_genes // n_folds))}
+    return found if n_folds == N_FOLDS else found | {"n_folds": n_folds}
+
+
+def verdicts(summary: pd.DataFrame, n_solutions: int) -> list[str]:
     """Name the controls that are as good.
 
     Parameters
     ----------
     summary
         One row per method, ``siid`` among them: ``r2``, ``seed_range`` and ``beaten``.
+    n_solutions
+        How many solutions `seed_range` is of.
     """
     own, spread = summary.loc["siid", ["r2", "seed_range"]]
-    level = f"SIID has a mean R2 of {own:.4f} (its seeds differ by {spread:.4f})"
+    level = f"SIID has a mean R2 of {own:.4f}{_differ('its seeds', spread, n_solutions)}"
     as_good = summary.loc[summary["beaten"].eq(False).fillna(False), "r2"]
     notes = []
-    for verb, which in (("wins", as_good > own), ("ties", as_good <= own)):
+    higher = as_good > own + ROUNDING
+    for verb, which in (("wins", higher), ("ties", ~higher)):
         listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != PERMUTED]
         if listed:
             notes.append(
@@ -212,5 +260,6 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
 def _permuted_note(level: str, r2: float) -> str:
     return (
         f"[control-permuted] {level}, with the spots permuted {r2:.4f}: "
-        "the imputation uses which genes vary together, not where the spots are"
+        "as far as these genes tell, the imputation uses which genes vary together, not where the "
+        "spots are"
     )

@@ -122,10 +122,11 @@ def siid_holdout(
         Kullback-Leibler divergences, called "js" in the SIID release).
 
         ``summary`` has one row per method: number of ``genes``, means of the scores (of those that
-        every method has for a gene: a divergence may be NaN), ``advantage``
-        (mean R2 of ``siid`` minus that of the method), ``seed_range`` (of the two fits: largest
-        minus smallest mean R2 of their single solutions in a fold, mean over the folds), and
-        ``beaten``: whether the advantage exceeds the seed range of ``siid``.
+        every method has for a gene: a divergence may be NaN), ``advantage`` (mean R2 of ``siid``
+        minus that of the method), ``standard_error`` (of this over the genes), ``seed_range`` (of
+        the two fits: largest minus smallest mean R2 of their single solutions in a fold, mean over
+        the folds), and ``beaten``: whether the advantage exceeds the seed range of ``siid`` and two
+        standard errors.
 
         Methods: ``siid``; ``permuted``, the same fit with the counts of each spot at the place of
         another; ``A``, counts of the cell's spot; ``B``, the same scaled to the total of the cell

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stdist.kernels.imputation_scores import gene_scores
-from stdist.methods.siid.held_out import PERMUTED, verdicts
+from stdist.methods.siid.held_out import PERMUTED, beaten, standard_error, verdicts
 from stdist.methods.siid.holdout_tiles import NEIGHBORS, STREAMED
 from stdist.methods.siid.holdout_types import types_table
 
@@ -49,7 +49,7 @@ def holdout_results(
                 ranges.append((methods[0], means.max() - means.min()))
     scores = pd.concat(tables, ignore_index=True)[["fold", "gene", "method", *SCORES]]
     summary = summarise(scores, pd.DataFrame(ranges, columns=["method", "range"]))
-    told = [*notes, *verdicts(summary)]
+    told = [*notes, *verdicts(summary, n_solutions)]
     found_all = {
         "params": dict(parameters),
         "scores": scores,
@@ -62,7 +62,7 @@ def holdout_results(
 
 
 def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
-    """Means of the scores by method, and whether `siid` beats it by more than its seeds differ.
+    """Means of the scores by method, and whether `siid` is better than it beyond chance.
 
     A divergence that some method does not have for a gene is left out of the means of all.
     """
@@ -73,10 +73,12 @@ def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
     compared = scores[list(SCORES)].where(known)
     summary = compared.groupby(scores["method"]).mean().reindex(methods)
     summary.insert(0, "genes", by_method.size())
-    summary["advantage"] = summary.loc["siid", "r2"] - summary["r2"]
+    r2 = scores.pivot(index=["fold", "gene"], columns="method", values="r2")
+    advantage = r2[["siid"]].to_numpy() - r2[methods]
+    summary["advantage"] = advantage.mean()
+    summary["standard_error"] = advantage.apply(standard_error)
     summary["seed_range"] = ranges.groupby("method")["range"].mean()
-    beaten = (summary["advantage"] > summary.loc["siid", "seed_range"]).astype("boolean")
-    return summary.assign(beaten=beaten.where(summary.index != "siid"))
+    return summary.assign(beaten=beaten(summary, summary["standard_error"]))
 
 
 def kept_tables(

@@ -177,6 +177,21 @@ class Pair:
         """Coordinates of some cells, float64."""
         return _finite(self.spatial.read(*rows), self.spec.spatial_key, self.cells.place, rows[0])
 
+    def first_counts(self) -> np.ndarray:
+        """Counts of the panel's genes in the first cells and in the first spots, ``(2, n_panel)``.
+
+        Float64.
+        """
+        found = []
+        for slide, counts, columns in (
+            ("cells", self.counts, self.panel_columns),
+            ("spots", self.spot_counts, self.spot_columns[: self.n_panel]),
+        ):
+            first = 0, min(TILE_ROWS, counts.shape[0])
+            own = read_counts(counts.read(*first), first, columns, slide)
+            found.append(np.asarray(own.sum(axis=0), np.float64).ravel())
+        return np.array(found)
+
     @cached_property
     def layout(self) -> SpotLayout:
         """Where cells and spots are kept while the model is fitted."""

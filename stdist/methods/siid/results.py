@@ -50,10 +50,10 @@ def fit_results(
         notes = [*notes, *held_out_notes(found["held_out"])]
     elif checking is not None:
         table = held_out_table(values[f"{CHECK}.held_out"], checked, checking.n_solutions)
-        notes = [*notes, *held_out_notes(table), check_note(checking, spec.n_factors)]
+        notes = [*notes, *held_out_notes(table), check_note(checking, spec.n_factors, n_panel)]
         found["check"] = table
     else:
-        notes = [*notes, unscored_note(spec.n_factors)]
+        notes = [*notes, unscored_note(spec.n_factors, n_panel)]
     found["notes"] = notes
     if spec.deconvolve:
         hard, spots = values["types_hard"], values["spot_loadings"]
