@@ -37,6 +37,12 @@ NAMES = {
     "D_space": "B over neighbours in space (D)",
     "total": "total count of the cell",
 }
+COLUMNS = {
+    "r2": "mean R²",
+    "pearson": "mean Pearson",
+    "advantage": "SIID better by",
+    "standard_error": "standard error of this",
+}
 ALONE = {
     "solution 0": "SIID, best restart alone",
     "permuted": "SIID, best restart alone, spots permuted",
@@ -110,7 +116,8 @@ def scores_beside_controls(table: pd.DataFrame, of: str, notes: list[str]) -> li
             html.paragraph(
                 "With the counts of each spot at the place of another one solution is fitted, "
                 "to be compared with that of the best restart. The solutions of the fit "
-                f"differ by {spread} in their mean R²."
+                f"differ by {spread} in their mean R²; a difference below this, or below two "
+                "standard errors over the genes, is none."
             )
         )
     head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
@@ -164,12 +171,12 @@ def of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures:
     rows = [
         (
             NAMES.get(str(name), str(name)),
-            *(html.number(row[column]) for column in ("r2", "pearson", "advantage")),
+            *(html.number(row.get(column, np.nan)) for column in COLUMNS),
             _word(row["beaten"]),
         )
         for name, row in summary.iterrows()
     ]
-    head = ("method", "mean R²", "mean Pearson", "SIID better by", "beaten")
+    head = ("method", *COLUMNS.values(), "beaten")
     parts.append(html.table(head, rows))
     spread = html.number(float(summary.loc["siid", "seed_range"]))
     parts.append(

@@ -121,7 +121,7 @@ def crescendo(
     marginal
         Mean over batches: ``"interquartile"``, of log rates over the middle half of the
         cluster's mass, with batches in the order of their rates, where the expected total of a
-        gene stays within ``a = 1 - 0.3 / n_batches`` and ``1 / a`` of what it was;
+        gene stays within ``a = 1 - 0.3 / n_batches`` (with cells) and ``1 / a`` of what it was;
         ``"arithmetic"``, of rates, weighted by the cluster's mass; or ``"reference"``, mean plus
         half the variance of log rates (explodes where a cluster is almost absent from a batch).
     source_offset
@@ -219,7 +219,7 @@ def crescendo(
     (cells with counts) as weight, as far as that lies in the middle half when batches are in the
     order of this sum: of four equal batches, one that is far from the others does not move it. The
     total of a gene's means stays within ``a = 1 - 0.3 / n_batches`` and ``1 / a`` of that with
-    batches. Matching: exact
+    batches, over the cells fitted to or those sampled of all. Matching: exact
     randomised probability integral transform (equation 5): with F the Poisson distribution
     function of the source mean, u uniform and ``q = F(count - 1) + u (F(count) - F(count - 1))``,
     the corrected count is the smallest number whose distribution function under the target mean

@@ -192,7 +192,8 @@ def siid(
     -----
     StdistWarning
         If `n_factors` is not given, cells are without a spot, or a control is as good as the
-        imputation of genes held out.
+        imputation of genes held out: this is not better in mean R2 by more than single solutions
+        differ and than two standard errors over the genes.
 
     Notes
     -----

@@ -15,7 +15,8 @@ from stdist.methods.siid.program import Bound
 from stdist.methods.siid.results import CHECK
 
 SHARE = 10
-"""One gene of so many is held out: those of fold 0 of `siid_holdout`, if nothing is against it."""
+"""One gene of so many is held out: of 20 or more those of fold 0 of `siid_holdout`, if they can
+be spared."""
 FEWEST = 2
 """Genes held out of a small panel, where a tenth would be fewer."""
 

@@ -131,8 +131,8 @@ def siid_choose_passes(
     -----
     StdistWarning
         If `n_factors` is not given, the number chosen is the first or last one, a smaller one is
-        within one standard error, a control is as good as the imputation, or as `stdist.tl.siid`
-        of cells, spots and genes that take no part.
+        within one standard error, or as `stdist.tl.siid` of controls, and of cells, spots and
+        genes that take no part.
 
     Notes
     -----

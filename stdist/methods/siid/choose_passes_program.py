@@ -151,7 +151,10 @@ def _results(
     notes: list[str],
 ) -> dict[str, Any]:
     """Name the number of passes after which genes held out are imputed best."""
-    tables = [_scores(values, passes, genes_of, len(solutions), controls) for passes in candidates]
+    of_folds = [
+        _scores(values, passes, genes_of, len(solutions), controls) for passes in candidates
+    ]
+    tables = [pd.concat(parts) for parts in of_folds]
     r2 = np.array([table["siid"] for table in tables])
     mean = r2.mean(axis=1)
     best = int(mean.argmax())
@@ -170,7 +173,9 @@ def _results(
     entry = {"passes": candidates[best], "n_genes": below.shape[1], "held_out": tables[best]}
     if controls:
         columns["permuted_r2"] = [table[PERMUTED].mean() for table in tables]
-        found += held_out_notes(tables[best])
+        means = [part.filter(like="solution").mean() for part in of_folds[best]]
+        spread = float(np.mean([mean.max() - mean.min() for mean in means]))
+        found += held_out_notes(tables[best], spread)
     return {f"uns/{key}": entry | {"table": pd.DataFrame(columns), "notes": found or None}}
 
 
@@ -180,8 +185,8 @@ def _scores(
     genes_of: Mapping[int, list[str]],
     n_solutions: int,
     controls: bool,
-) -> pd.DataFrame:
-    """R2 of the genes of all folds after so many passes, with the columns of `held_out_table`."""
+) -> list[pd.DataFrame]:
+    """R2 of the genes of every fold after so many passes, with the columns of `held_out_table`."""
     name = score_name(passes)
     parts = []
     for fold, genes in genes_of.items():
@@ -194,4 +199,4 @@ def _scores(
             permuted = gene_scores(values[f"fold{fold}.{PERMUTED}.{name}"])["r2"]
             part[PERMUTED] = permuted[: len(genes)]
         parts.append(part)
-    return pd.concat(parts)
+    return parts

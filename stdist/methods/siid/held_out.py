@@ -27,7 +27,8 @@ PERMUTED = "permuted"
 N_FOLDS = 10
 """Of a hold-out, if not told otherwise."""
 ROUNDING = 1e-4
-"""Difference of mean R2 that is none."""
+"""Difference of mean R2 that is none, whatever the genes."""
+MARGIN = "±: what solutions differ by, or two standard errors over the genes"
 
 
 def answered_genes(pair: Pair) -> list[str]:
@@ -139,62 +140,57 @@ def held_out_table(sums: Mapping[str, Any], genes: Sequence[str], n_solutions: i
     return pd.DataFrame(r2.T, index=pd.Index(genes, dtype=object, name=None), columns=names)
 
 
-def held_out_notes(table: pd.DataFrame) -> list[str]:
+def held_out_notes(table: pd.DataFrame, spread: float | None = None) -> list[str]:
     """What the scores come to, and a control that is as good.
 
     The imputation is compared with simple controls; the solution of its best restart with that of
-    permuted spots.
+    permuted spots. `spread` is by how much solutions differ; default: in the mean of all genes.
     """
     mean = table.mean()
     single = mean[mean.index.str.startswith("solution")]
-    spread = single.max() - single.min()
+    spread = single.max() - single.min() if spread is None else spread
     shown = ["siid", *CONTROLS]
-    summary = pd.DataFrame({"r2": mean[shown], "seed_range": spread})
     errors = {name: standard_error(table["siid"] - table[name]) for name in shown}
-    summary["beaten"] = beaten(summary, pd.Series(errors))
+    summary = pd.DataFrame({"r2": mean[shown], "seed_range": spread, "standard_error": errors})
     level = (
-        f"[held-out] mean R2 of the {len(table)} genes held out: imputed {mean['siid']:.4f}, "
+        f"[held-out] mean R2 of {len(table)} genes held out: imputed {mean['siid']:.4f}, "
         f"counts of the spot scaled to the cell (B) {mean['B']:.4f}, "
         f"total of the cell alone {mean['total']:.4f}"
     )
-    notes = [level, *verdicts(summary, len(single))]
+    notes = [level, *verdicts(summary)]
     if PERMUTED not in mean:
         return notes
     alone = table[single.index[0]]
     own, permuted = alone.mean(), mean[PERMUTED]
     notes[0] += f"; solution 0 alone {own:.4f}, and {permuted:.4f} with the spots permuted"
-    if not _exceeds(own - permuted, spread, standard_error(alone - table[PERMUTED])):
-        level = f"solution 0 has a mean R2 of {own:.4f}{_differ('solutions', spread, len(single))}"
-        notes.append(_permuted_note(level, permuted))
+    margin = margins(spread, standard_error(alone - table[PERMUTED]))
+    if own - permuted <= margin:
+        notes.append(_permuted_note(f"solution 0 has a mean R2 of {own:.4f}", permuted, margin))
     return notes
 
 
 def standard_error(advantage: pd.Series) -> float:
-    """Of the mean of one number per gene; 0 for a single gene."""
-    return float(advantage.std() / np.sqrt(len(advantage))) if len(advantage) > 1 else 0.0
+    """Of the mean of one number per gene; of a single gene it has no bound."""
+    return float(advantage.std() / np.sqrt(len(advantage))) if len(advantage) > 1 else np.inf
 
 
-def beaten(summary: pd.DataFrame, error: pd.Series) -> pd.Series:
-    """Whether `siid` is better by more than its seeds differ and than two standard errors.
+def margins(spread: float, error: Any) -> Any:
+    """Difference of mean R2 that is none: `spread` of the solutions, or two standard errors."""
+    return np.maximum(max(spread, ROUNDING), 2 * error)
+
+
+def beaten(summary: pd.DataFrame) -> pd.Series:
+    """Whether `siid` is better than each method by more than the margin.
 
     Parameters
     ----------
     summary
-        One row per method, ``siid`` among them: ``r2`` and ``seed_range``.
-    error
-        Standard error of the mean advantage of ``siid`` over the genes.
+        One row per method, ``siid`` among them: ``r2``, ``seed_range`` and the ``standard_error``
+        of the advantage of ``siid`` over the genes.
     """
     own, spread = summary.loc["siid", ["r2", "seed_range"]]
-    found = _exceeds(own - summary["r2"], spread, error).astype("boolean")
+    found = (own - summary["r2"] > margins(spread, summary["standard_error"])).astype("boolean")
     return found.where(summary.index != "siid")
-
-
-def _exceeds(advantage: Any, spread: float, error: Any) -> Any:
-    return advantage > np.maximum(max(spread, ROUNDING), 2 * error)
-
-
-def _differ(what: str, spread: float, n_solutions: int) -> str:
-    return f" ({what} differ by {spread:.4f})" if n_solutions > 1 else ""
 
 
 def unscored_note(n_factors: int, n_genes: int) -> str:
@@ -230,36 +226,39 @@ def holdout_options(n_factors: int, n_genes: int) -> dict[str, int]:
     return found if n_folds == N_FOLDS else found | {"n_folds": n_folds}
 
 
-def verdicts(summary: pd.DataFrame, n_solutions: int) -> list[str]:
+def verdicts(summary: pd.DataFrame) -> list[str]:
     """Name the controls that are as good.
 
     Parameters
     ----------
     summary
-        One row per method, ``siid`` among them: ``r2``, ``seed_range`` and ``beaten``.
-    n_solutions
-        How many solutions `seed_range` is of.
+        As of `beaten`.
     """
     own, spread = summary.loc["siid", ["r2", "seed_range"]]
-    level = f"SIID has a mean R2 of {own:.4f}{_differ('its seeds', spread, n_solutions)}"
-    as_good = summary.loc[summary["beaten"].eq(False).fillna(False), "r2"]
+    level = f"SIID has a mean R2 of {own:.4f}"
+    as_good = summary[beaten(summary).eq(False).fillna(False)]
+    margin = margins(spread, as_good["standard_error"])
+    wins = as_good["r2"] - own > margin
     notes = []
-    higher = as_good > own + ROUNDING
-    for verb, which in (("wins", higher), ("ties", ~higher)):
-        listed = [f"{name} {r2:.4f}" for name, r2 in as_good[which].items() if name != PERMUTED]
+    for verb, which in (("wins", wins), ("ties", ~wins)):
+        listed = [
+            f"{name} {r2:.4f} ± {margin[name]:.4f}"
+            for name, r2 in as_good.loc[which, "r2"].items()
+            if name != PERMUTED
+        ]
         if listed:
             notes.append(
-                f"[control-{verb}] {level}, simple baselines: {', '.join(listed)}; the genes that "
-                "are shown may be too few for the method"
+                f"[control-{verb}] {level}, simple baselines: {', '.join(listed)} ({MARGIN}); the "
+                "genes that are shown may be too few for the method"
             )
-    if PERMUTED in as_good:
-        notes.append(_permuted_note(level, as_good[PERMUTED]))
+    if PERMUTED in as_good.index:
+        notes.append(_permuted_note(level, as_good.loc[PERMUTED, "r2"], margin[PERMUTED]))
     return notes
 
 
-def _permuted_note(level: str, r2: float) -> str:
+def _permuted_note(level: str, r2: float, margin: float) -> str:
     return (
-        f"[control-permuted] {level}, with the spots permuted {r2:.4f}: "
+        f"[control-permuted] {level}, with the spots permuted {r2:.4f} ± {margin:.4f} ({MARGIN}): "
         "as far as these genes tell, the imputation uses which genes vary together, not where the "
         "spots are"
     )

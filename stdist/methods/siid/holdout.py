@@ -126,7 +126,7 @@ def siid_holdout(
         minus that of the method), ``standard_error`` (of this over the genes), ``seed_range`` (of
         the two fits: largest minus smallest mean R2 of their single solutions in a fold, mean over
         the folds), and ``beaten``: whether the advantage exceeds the seed range of ``siid`` and two
-        standard errors.
+        standard errors (without bound for one gene).
 
         Methods: ``siid``; ``permuted``, the same fit with the counts of each spot at the place of
         another; ``A``, counts of the cell's spot; ``B``, the same scaled to the total of the cell

@@ -49,7 +49,7 @@ def holdout_results(
                 ranges.append((methods[0], means.max() - means.min()))
     scores = pd.concat(tables, ignore_index=True)[["fold", "gene", "method", *SCORES]]
     summary = summarise(scores, pd.DataFrame(ranges, columns=["method", "range"]))
-    told = [*notes, *verdicts(summary, n_solutions)]
+    told = [*notes, *verdicts(summary)]
     found_all = {
         "params": dict(parameters),
         "scores": scores,
@@ -78,7 +78,7 @@ def summarise(scores: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
     summary["advantage"] = advantage.mean()
     summary["standard_error"] = advantage.apply(standard_error)
     summary["seed_range"] = ranges.groupby("method")["range"].mean()
-    return summary.assign(beaten=beaten(summary, summary["standard_error"]))
+    return summary.assign(beaten=beaten(summary))
 
 
 def kept_tables(
