@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stdist.methods.data import StoreData
-from stdist.methods.siid.held_out import holdout_options
 from stdist.methods.siid.spec import SiidSpec
+from stdist.methods.siid.verdicts import holdout_options
 from stdist.plots.siid_scores import CONTROLS, holdout_scores, kept_scores, scores_by_gene
 from stdist.report import html
 from stdist.report.run import RunFacts

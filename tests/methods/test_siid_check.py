@@ -13,7 +13,7 @@ from scipy import sparse
 
 import stdist
 from stdist.kernels.pair_simulation import pair_model
-from stdist.methods.siid.held_out import held_out_notes
+from stdist.methods.siid.verdicts import held_out_notes
 from stdist.report import write_report
 from stdist.store import StdistWarning, Store
 

@@ -16,11 +16,12 @@ from stdist.kernels.imputation_scores import gene_scores
 from stdist.methods.siid.choose_factors_program import choice_notes
 from stdist.methods.siid.edges import EdgeBound
 from stdist.methods.siid.fit import never
-from stdist.methods.siid.held_out import CONTROLS, PERMUTED, held_out_notes
+from stdist.methods.siid.held_out import CONTROLS, PERMUTED
 from stdist.methods.siid.holdout_folds import chosen_folds
 from stdist.methods.siid.holdout_program import Fold
 from stdist.methods.siid.holdout_tiles import STREAMED, score_tile
 from stdist.methods.siid.pair import Pair
+from stdist.methods.siid.verdicts import held_out_notes
 
 Arrays = dict[str, Any]
 FOLDS = 4

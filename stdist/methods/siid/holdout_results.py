@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from stdist.kernels.imputation_scores import gene_scores
-from stdist.methods.siid.held_out import PERMUTED, beaten, standard_error, verdicts
+from stdist.methods.siid.held_out import PERMUTED
 from stdist.methods.siid.holdout_tiles import NEIGHBORS, STREAMED
 from stdist.methods.siid.holdout_types import types_table
+from stdist.methods.siid.verdicts import beaten, standard_error, verdicts
 
 SCORES = ("r2", "pearson", "ssim", "rmse", "js", "symmetrised_kl")
 JS = "_js"

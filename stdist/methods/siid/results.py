@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stdist.methods.siid.held_out import (
-    check_note,
-    held_out_notes,
-    held_out_table,
-    unscored_note,
-)
+from stdist.methods.siid.held_out import held_out_table
 from stdist.methods.siid.spec import SiidSpec
+from stdist.methods.siid.verdicts import check_note, held_out_notes, unscored_note
 
 CHECK = "check"
 """Scope of a fit whose held-out genes tell how well another imputes."""
