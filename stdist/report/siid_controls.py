@@ -110,16 +110,12 @@ def scores_beside_controls(table: pd.DataFrame, of: str, notes: list[str]) -> li
         *_warnings(notes),
     ]
     if "permuted" in table:
-        single = table.filter(like="solution").mean()
-        spread = html.number(single.max() - single.min())
-        parts.append(
-            html.paragraph(
-                "With the counts of each spot at the place of another one solution is fitted, "
-                "to be compared with that of the best restart. The solutions of the fit "
-                f"differ by {spread} in their mean R²; a difference below this, or below two "
-                "standard errors over the genes, is none."
-            )
+        text = (
+            "With the counts of each spot at the place of another one solution is fitted, to be "
+            "compared with that of the best restart. A difference in mean R² below that of single "
+            "solutions, or below two standard errors over the genes, is none."
         )
+        parts.append(html.paragraph(text))
     head = ("gene", *(f"R² of {LABELS[name]}" for name in shown))
     rows = [(gene, *map(html.number, row[shown])) for gene, row in table.iloc[:ROWS].iterrows()]
     return [*parts, html.table(head, rows)]
@@ -171,7 +167,7 @@ def of_the_holdout(data: StoreData, key: str, kept: Mapping[str, Any], pictures:
     rows = [
         (
             NAMES.get(str(name), str(name)),
-            *(html.number(row.get(column, np.nan)) for column in COLUMNS),
+            *(html.number(row[column]) for column in COLUMNS),
             _word(row["beaten"]),
         )
         for name, row in summary.iterrows()

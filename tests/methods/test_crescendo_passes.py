@@ -64,6 +64,10 @@ def test_passes_reach_the_fit_that_gathers_all_cells(cohort, keep):
     for name in COEFFICIENTS:
         a, b = found[name].values[..., finite], wanted[name].values[..., finite]
         np.testing.assert_allclose(a, b, atol=1e-5)
+    name = "target_coefficients"
+    by_default = (corrected(cohort, fit_cells=n, keep=keep)[1][name] for n in (None, 10**6))
+    one, other = (values.values[..., finite] for values in by_default)
+    np.testing.assert_allclose(one, other, atol=0.05)
     assert (in_passes != gathered).mean() < 1e-4
     assert (sampled != gathered).mean() > 1e-2
 
